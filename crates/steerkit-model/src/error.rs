@@ -1,0 +1,129 @@
+//! What can go wrong with a model, and what to do about it.
+
+use std::path::PathBuf;
+
+/// An error of this crate. Messages name the file, the place, what was found and what was expected;
+/// [`ModelError::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file system said no; the message names the path.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+
+    /// A file breaks its format.
+    #[error("{path}: {place}: found {found}, expected {expected}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Field, tensor, offset or line.
+        place: String,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+
+    /// A file is fine but asks for something this build cannot do.
+    #[error("{path}: {what} \"{found}\" is not supported (supported: {})", known.join(", "))]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The feature: `architecture`, `rope type`, …
+        what: String,
+        /// The value in the file.
+        found: String,
+        /// The values that would work.
+        known: Vec<String>,
+    },
+
+    /// A number that is not finite where it must be.
+    #[error("{place}: {found} of {total} values are not finite")]
+    NonFinite {
+        /// Tensor or pass.
+        place: String,
+        /// How many.
+        found: usize,
+        /// Of how many.
+        total: usize,
+    },
+
+    /// A text longer than the model's context.
+    #[error("{tokens} tokens do not fit the model's context of {context}")]
+    TooLong {
+        /// Length found.
+        tokens: usize,
+        /// Limit.
+        context: usize,
+    },
+
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+
+    /// A layer that the model does not have.
+    #[error("layer {layer} does not exist: the model has blocks 0 to {}", n_layers - 1)]
+    UnknownLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// Blocks of the model.
+        n_layers: usize,
+    },
+
+    /// A vector of another width than the residual stream.
+    #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
+    Width {
+        /// Width of the vector.
+        found: usize,
+        /// Width of the model.
+        d_model: usize,
+    },
+}
+
+/// What kind of mistake an error is; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Wrong use of an option or a function (exit code 2).
+    Usage,
+    /// A bad input file or value (3).
+    BadInput,
+    /// The file system (4).
+    FileSystem,
+    /// Training left the finite numbers (5).
+    Diverged,
+    /// Stopped by the user (130).
+    Interrupted,
+    /// Anything else (1).
+    Failed,
+}
+
+impl ModelError {
+    /// What to do, where there is something to do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Malformed { hint, .. } => hint.clone(),
+            _ => None,
+        }
+    }
+
+    /// What kind of mistake it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io(_) => ErrorKind::FileSystem,
+            Self::Malformed { .. }
+            | Self::Unsupported { .. }
+            | Self::NonFinite { .. }
+            | Self::Width { .. } => ErrorKind::BadInput,
+            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
+                ErrorKind::BadInput
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! A frozen language model, ready to be steered: weights, tokeniser, chat template, a decoder with explicit
+//! gradients to the residual stream, KV cache and sampling.
+//!
+//! The crate knows nothing of objectives; it gives log-probabilities of chosen tokens and their gradient with
+//! respect to the residual stream after a block.
+
+pub mod config;
+pub mod error;
+pub mod pack;
+pub mod weights;
+
+pub use config::DecoderConfig;
+pub use error::ModelError;
+pub use pack::Pack;
+
+/// Results of this crate.
+pub type Result<T, E = ModelError> = std::result::Result<T, E>;
