@@ -2,8 +2,15 @@
 //!
 //! The library is synchronous and prints nothing.
 
+mod checksum;
 pub mod data;
 pub mod error;
+mod files;
+pub mod metrics;
+pub mod objective;
+pub mod optim;
+pub mod recipe;
+pub mod train;
 
 pub use error::SteerError;
 
