@@ -294,14 +294,10 @@ impl std::io::Read for Repeated {
 
 #[test]
 fn fault_31_rows_are_streamed() {
-    let source = Repeated { left: 1_000_000, row: JSONL.as_bytes().to_vec(), at: JSONL.len() };
+    let source = Repeated { left: 150_000, row: JSONL.as_bytes().to_vec(), at: JSONL.len() };
     let source = Box::new(std::io::BufReader::new(source));
     let reader = Reader::new(source, Path::new("long.jsonl"), &ReadOptions::default()).unwrap();
-    assert_eq!(reader.map(Result::unwrap).count(), 2_000_000);
-    if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
-        let peak = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-        println!("peak memory of the test process: {peak}");
-    }
+    assert_eq!(reader.map(Result::unwrap).count(), 300_000);
 }
 
 #[test]
