@@ -77,6 +77,13 @@ pub enum ModelError {
         n_layers: usize,
     },
 
+    /// A model without a tokeniser where one is needed.
+    #[error("model {model} has no tokeniser")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -109,6 +116,9 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Malformed { hint, .. } => hint.clone(),
+            Self::NoTokenizer { .. } => {
+                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
+            }
             _ => None,
         }
     }
@@ -117,13 +127,7 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
-            Self::Malformed { .. }
-            | Self::Unsupported { .. }
-            | Self::NonFinite { .. }
-            | Self::Width { .. } => ErrorKind::BadInput,
-            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
-                ErrorKind::BadInput
-            }
+            _ => ErrorKind::BadInput,
         }
     }
 }

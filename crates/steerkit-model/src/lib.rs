@@ -4,12 +4,16 @@
 //! The crate knows nothing of objectives; it gives log-probabilities of chosen tokens and their gradient with
 //! respect to the residual stream after a block.
 
+mod backend;
 pub mod config;
+mod decoder;
+pub mod edit;
 pub mod error;
 pub mod pack;
 pub mod weights;
 
 pub use config::DecoderConfig;
+pub use edit::{Edit, EditOp};
 pub use error::ModelError;
 pub use pack::Pack;
 
