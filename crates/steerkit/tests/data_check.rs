@@ -130,3 +130,12 @@ fn the_official_data_is_measured() {
     assert_eq!(values(&report, "prompts of an earlier split").0, [None, Some(1.0)]);
     checked("../shared/data/bipo/wealth-seeking");
 }
+
+#[test]
+fn the_projects_own_data_passes() {
+    for (behaviour, rows) in [("formality", [150.0, 30.0, 60.0]), ("hallucination", [150.0, 30.0, 60.0])] {
+        let report = checked(&format!("data/{behaviour}")).expect("the data is part of the repository");
+        assert!(report.passes, "{behaviour}");
+        assert_eq!(values(&report, "rows").0, rows.map(Some));
+    }
+}
