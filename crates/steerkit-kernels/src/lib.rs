@@ -16,6 +16,7 @@ pub mod gemm;
 pub mod isa;
 pub mod logprob;
 mod math;
+pub mod mapped;
 pub mod matrix;
 pub mod mlp;
 pub mod norm;
