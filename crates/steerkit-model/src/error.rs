@@ -1,6 +1,6 @@
 //! What can go wrong with a model, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of this crate. Messages name the file, the place, what was found and what was expected;
 /// [`ModelError::hint`] says what to do.
@@ -77,6 +77,13 @@ pub enum ModelError {
         n_layers: usize,
     },
 
+    /// A model without a tokeniser where one is needed.
+    #[error("model {model} has no tokeniser")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -105,10 +112,47 @@ pub enum ErrorKind {
 }
 
 impl ModelError {
+    /// A file that breaks its format at `place`, without a hint.
+    pub(crate) fn malformed(
+        path: &Path,
+        place: impl Into<String>,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            place: place.into(),
+            found: found.into(),
+            expected: expected.into(),
+            hint: None,
+        }
+    }
+
+    /// A value this build cannot work with, and the values it can.
+    pub(crate) fn unsupported(path: &Path, what: &str, found: impl Into<String>, known: &[&str]) -> Self {
+        Self::Unsupported {
+            path: path.to_owned(),
+            what: what.to_owned(),
+            found: found.into(),
+            known: known.iter().map(|&k| k.to_owned()).collect(),
+        }
+    }
+
+    /// The same error with advice.
+    pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
+        if let Self::Malformed { hint, .. } = &mut self {
+            *hint = Some(advice.into());
+        }
+        self
+    }
+
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Malformed { hint, .. } => hint.clone(),
+            Self::NoTokenizer { .. } => {
+                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
+            }
             _ => None,
         }
     }
@@ -117,13 +161,7 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
-            Self::Malformed { .. }
-            | Self::Unsupported { .. }
-            | Self::NonFinite { .. }
-            | Self::Width { .. } => ErrorKind::BadInput,
-            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
-                ErrorKind::BadInput
-            }
+            _ => ErrorKind::BadInput,
         }
     }
 }

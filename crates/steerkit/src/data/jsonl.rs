@@ -54,7 +54,7 @@ fn refuse(lines: &Lines, line: u64, text: &str, error: &serde_json::Error) -> cr
          (jq -c '.[]' FILE does it)"
     } else if text.trim_end().ends_with("},") {
         "lines of a JSONL file do not end with a comma"
-    } else if found.contains("surrogate") {
+    } else if found.contains("surrogate") || found.contains("hex escape") {
         "a \\ud800 to \\udfff escape needs its other half: write the character itself"
     } else if found.contains("trailing comma") {
         "remove the comma before the closing bracket"

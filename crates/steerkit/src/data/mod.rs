@@ -9,8 +9,11 @@
 //! `[/INST]`) stays plain text. The one change: a line end `\r\n` inside a quoted CSV cell becomes `\n`, so that
 //! a file gives the same pairs whichever line ends it was saved with.
 
+pub mod check;
+mod classify;
 mod csv;
 mod encoding;
+mod grams;
 mod jsonl;
 mod note;
 mod read;
