@@ -15,6 +15,7 @@ pub mod blocks;
 pub mod gemm;
 pub mod isa;
 pub mod logprob;
+pub mod mapped;
 mod math;
 pub mod matrix;
 pub mod mlp;

@@ -4,17 +4,25 @@
 //! The crate knows nothing of objectives; it gives log-probabilities of chosen tokens and their gradient with
 //! respect to the residual stream after a block.
 
+pub mod arch;
 mod backend;
 pub mod config;
 mod decoder;
 pub mod edit;
 pub mod error;
+pub mod gguf;
+pub mod hf;
+pub mod load;
+pub mod model;
 pub mod pack;
+pub mod source;
 pub mod weights;
 
 pub use config::DecoderConfig;
 pub use edit::{Edit, EditOp};
-pub use error::ModelError;
+pub use error::{ErrorKind, ModelError};
+pub use load::{Loaded, ModelIdentity, load};
+pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 
 /// Results of this crate.

@@ -1,11 +1,9 @@
 //! A model on the machine it runs on: the one type that everything above the decoder uses.
 
 use crate::backend::cpu::Cpu;
-use crate::chat::ChatTemplate;
 use crate::decoder::{CachedRun, Decoder, KvCache};
 use crate::edit::{Edit, EditOp};
 use crate::load::{self, Loaded, ModelIdentity};
-use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
 use std::path::Path;
@@ -22,8 +20,6 @@ pub struct OpenOptions {
 pub struct Model {
     decoder: Decoder<Cpu>,
     weights: Weights,
-    tokenizer: Option<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
     identity: ModelIdentity,
 }
 
@@ -96,12 +92,9 @@ impl Model {
 
     /// A model from loaded parts.
     pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
-        let Loaded { config, weights, tokenizer, chat_template, identity, .. } = loaded;
-        let text = |id: Option<u32>| id.zip(tokenizer.as_ref()).map(|(id, t)| t.token_text(id)).unwrap_or_default();
-        let (bos, eos) = tokenizer.as_ref().map_or((None, None), |t| (t.bos(), t.eos()));
-        let chat_template = chat_template.map(|s| ChatTemplate::new(&s, &text(bos), &text(eos))).transpose()?;
+        let Loaded { config, weights, identity, .. } = loaded;
         let decoder = Decoder::new(Cpu::new(options.precision), config, &weights)?;
-        Ok(Self { decoder, weights, tokenizer, chat_template, identity })
+        Ok(Self { decoder, weights, identity })
     }
 
     /// Shapes and switches of the decoder.
@@ -112,19 +105,6 @@ impl Model {
     /// Which model this is.
     pub fn identity(&self) -> &ModelIdentity {
         &self.identity
-    }
-
-    /// The tokeniser.
-    ///
-    /// # Errors
-    /// When the file came without one.
-    pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| ModelError::NoTokenizer { model: self.identity.name.clone() })
-    }
-
-    /// The chat template, where the file has one.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.chat_template.as_ref()
     }
 
     /// The unsteered residual stream after block `layer`, `[t, d]`.

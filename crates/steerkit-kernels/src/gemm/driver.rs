@@ -72,7 +72,7 @@ pub(super) fn run(
     let row_groups = t.div_ceil(cut.rows);
     let output = Output(c.as_mut_ptr());
     let task = |index: usize| {
-        let output = output;
+        let output = &output;
         let (j0, i0) = (index % col_groups * cut.cols, index / col_groups * cut.rows);
         let cols = cut.cols.min(n - j0);
         let rows = cut.rows.min(t - i0);
