@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "test support")]
 
-mod common;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
-use common::{Golden, golden_folders, max_diff};
 use std::path::Path;
 use std::sync::Arc;
 use steerkit_model::{Edit, EditOp, Keep, Model, OpenOptions, Pack, Run};
+use support::{Golden, golden_folders, max_diff};
 
 const LOGITS: f64 = 2e-4;
 const GRADIENT: f64 = 1e-5;
