@@ -1,6 +1,6 @@
 //! The decoder and its gradient against PyTorch, on every golden folder.
 
-#![allow(clippy::unwrap_used, reason = "test support")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 #[path = "../../../tests/support/mod.rs"]
 mod support;
