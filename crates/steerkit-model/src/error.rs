@@ -85,6 +85,19 @@ pub enum ModelError {
         /// Width of the model.
         d_model: usize,
     },
+
+    /// The tokeniser cannot encode a text.
+    #[error("the tokeniser failed: {0}")]
+    Tokenize(String),
+
+    /// A chat template that cannot be used, or that refuses the messages.
+    #[error("chat template: {found}")]
+    Template {
+        /// What the template engine says, with the line.
+        found: String,
+        /// What to do.
+        hint: Option<String>,
+    },
 }
 
 /// What kind of mistake an error is; decides the exit code.
@@ -108,7 +121,7 @@ impl ModelError {
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Malformed { hint, .. } => hint.clone(),
+            Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
             _ => None,
         }
     }
@@ -120,7 +133,9 @@ impl ModelError {
             Self::Malformed { .. }
             | Self::Unsupported { .. }
             | Self::NonFinite { .. }
-            | Self::Width { .. } => ErrorKind::BadInput,
+            | Self::Width { .. }
+            | Self::Tokenize(_)
+            | Self::Template { .. } => ErrorKind::BadInput,
             Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
                 ErrorKind::BadInput
             }

@@ -7,11 +7,13 @@
 pub mod config;
 pub mod error;
 pub mod pack;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::DecoderConfig;
 pub use error::ModelError;
 pub use pack::Pack;
+pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
