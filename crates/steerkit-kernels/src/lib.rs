@@ -12,6 +12,7 @@
 
 pub mod blocks;
 pub mod gemm;
+pub mod mapped;
 pub mod matrix;
 pub mod parallel;
 

@@ -1,6 +1,7 @@
 //! A frozen weight matrix in the bytes it was stored in.
 
 use crate::BlockFormat;
+use crate::gemm::Isa;
 use std::sync::Arc;
 
 /// A range of shared bytes: a mapped file, or memory of our own.
@@ -111,10 +112,21 @@ impl Matrix {
 
     /// Expands row `row` into `out[..cols]`.
     pub fn expand_row(&self, row: usize, out: &mut [f32]) {
+        self.expand_part(Isa::current(), row, 0, &mut out[..self.cols]);
+    }
+
+    /// Numbers that are stored together at most: parts of rows begin at multiples of it.
+    pub(crate) fn block_len(&self) -> usize {
+        self.parts.iter().map(|p| p.format.block_len()).max().unwrap_or(1)
+    }
+
+    /// Expands `out.len()` numbers of row `row` from column `col` on; both in whole blocks.
+    pub(crate) fn expand_part(&self, isa: Isa, row: usize, col: usize, out: &mut [f32]) {
         assert!(row < self.rows);
         let i = self.parts.partition_point(|p| p.first_row <= row) - 1;
         let p = &self.parts[i];
-        let at = (row - p.first_row) * p.row_bytes;
-        p.format.expand(&p.bytes.as_slice()[at..at + p.row_bytes], &mut out[..self.cols]);
+        let size = |numbers| p.format.row_bytes(numbers).expect("whole blocks");
+        let at = (row - p.first_row) * p.row_bytes + size(col);
+        p.format.expand_with(isa, &p.bytes.as_slice()[at..at + size(out.len())], out);
     }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong with a model, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of this crate. Messages name the file, the place, what was found and what was expected;
 /// [`ModelError::hint`] says what to do.
@@ -118,6 +118,40 @@ pub enum ErrorKind {
 }
 
 impl ModelError {
+    /// A file that breaks its format at `place`, without a hint.
+    pub(crate) fn malformed(
+        path: &Path,
+        place: impl Into<String>,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            place: place.into(),
+            found: found.into(),
+            expected: expected.into(),
+            hint: None,
+        }
+    }
+
+    /// A value this build cannot work with, and the values it can.
+    pub(crate) fn unsupported(path: &Path, what: &str, found: impl Into<String>, known: &[&str]) -> Self {
+        Self::Unsupported {
+            path: path.to_owned(),
+            what: what.to_owned(),
+            found: found.into(),
+            known: known.iter().map(|&k| k.to_owned()).collect(),
+        }
+    }
+
+    /// The same error with advice.
+    pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
+        if let Self::Malformed { hint, .. } = &mut self {
+            *hint = Some(advice.into());
+        }
+        self
+    }
+
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {

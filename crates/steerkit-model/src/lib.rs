@@ -4,14 +4,20 @@
 //! The crate knows nothing of objectives; it gives log-probabilities of chosen tokens and their gradient with
 //! respect to the residual stream after a block.
 
+pub mod arch;
 pub mod config;
 pub mod error;
+pub mod gguf;
+pub mod hf;
+pub mod load;
 pub mod pack;
+pub mod source;
 pub mod tokenizer;
 pub mod weights;
 
 pub use config::DecoderConfig;
-pub use error::ModelError;
+pub use error::{ErrorKind, ModelError};
+pub use load::{Loaded, ModelIdentity, load};
 pub use pack::Pack;
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 

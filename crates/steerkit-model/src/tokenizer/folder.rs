@@ -6,7 +6,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::DecoderWrapper;
 
-use super::{Pieces, Tokenizer, hex};
+use super::{Pieces, Tokenizer};
+use crate::source::hex;
 use crate::{ModelError, Result};
 
 impl Tokenizer {

@@ -7,6 +7,7 @@ use tokenizers::normalizers::unicode::NFC;
 use tokenizers::tokenizer::AddedToken;
 
 use super::{Pieces, Tokenizer, digest, pretokenizer};
+use crate::gguf::Gguf;
 use crate::{ModelError, Result};
 
 /// `tokenizer.ggml.token_type` of control tokens.
@@ -40,6 +41,36 @@ pub struct GgufVocab {
 }
 
 impl GgufVocab {
+    /// Reads the keys; `None` where the file holds no tokeniser.
+    ///
+    /// # Errors
+    /// Keys of a wrong type, texts that are not UTF-8.
+    pub fn read(gguf: &Gguf) -> Result<Option<Self>> {
+        let meta = &gguf.meta;
+        let Some(model) = meta.text("tokenizer.ggml.model")? else { return Ok(None) };
+        let texts = |key: &str| -> Result<Vec<String>> {
+            Ok(meta.texts(key)?.unwrap_or_default().into_iter().map(str::to_owned).collect())
+        };
+        let id = |name: &str| -> Result<Option<u32>> {
+            let key = format!("tokenizer.ggml.{name}");
+            let Some(id) = meta.integer(&key)? else { return Ok(None) };
+            u32::try_from(id).map(Some).map_err(|_| meta.wrong(&key, id.to_string(), "an id below 2^32"))
+        };
+        let types = meta.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
+        Ok(Some(Self {
+            path: gguf.path().to_owned(),
+            model: model.to_owned(),
+            pre: meta.text("tokenizer.ggml.pre")?.map(str::to_owned),
+            tokens: texts("tokenizer.ggml.tokens")?,
+            token_types: types.into_iter().map(|kind| i32::try_from(kind).unwrap_or(0)).collect(),
+            merges: texts("tokenizer.ggml.merges")?,
+            bos: id("bos_token_id")?,
+            eos: id("eos_token_id")?,
+            end_of_turn: id("eot_token_id")?.into_iter().chain(id("eom_token_id")?).collect(),
+            add_bos: meta.flag("tokenizer.ggml.add_bos_token")?,
+        }))
+    }
+
     fn malformed(&self, key: &str, found: impl Into<String>, expected: impl Into<String>) -> ModelError {
         ModelError::Malformed {
             path: self.path.clone(),
@@ -115,6 +146,14 @@ impl GgufVocab {
 }
 
 impl Tokenizer {
+    /// The tokeniser of a GGUF file; `None` where the file holds none.
+    ///
+    /// # Errors
+    /// As [`GgufVocab::read`] and [`Tokenizer::from_vocab`].
+    pub fn from_gguf(gguf: &Gguf) -> Result<Option<Self>> {
+        GgufVocab::read(gguf)?.map(Self::from_vocab).transpose()
+    }
+
     /// A tokeniser from the vocabulary of a GGUF file.
     ///
     /// Of tokens with the same text the last one is used for encoding; all of them decode.

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use sha2::{Digest, Sha256};
 use tokenizers::tokenizer::{AddedVocabulary, Model, OffsetType, PreTokenizer};
 
+use crate::source::hex;
 use crate::{ModelError, Result};
 
 pub use gguf::GgufVocab;
@@ -247,8 +248,4 @@ fn digest<'a>(texts: impl Iterator<Item = &'a str>) -> String {
         sha.update(text);
     }
     hex(&sha.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,0 +1,71 @@
+//! Which instructions the kernels use.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+/// A level of vector instructions. Results of [`Precision::F32`](crate::Precision::F32) are the same bits on
+/// every level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Plain Rust.
+    Portable,
+    /// AVX2 with FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
+}
+
+impl Isa {
+    /// The levels that this processor has, slowest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// Whether this processor has the level.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    /// The level in use on this thread: the best one, unless [`with_isa`] chose another. Always available.
+    pub fn current() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        FORCED.get().unwrap_or_else(|| {
+            *BEST.get_or_init(|| Self::available().last().expect("the portable level is always there"))
+        })
+    }
+}
+
+/// Runs `f` with the kernels that it calls from this thread on level `isa`, for tests and measurements.
+///
+/// # Panics
+/// When this processor lacks `isa`.
+pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
+    /// Restores the former choice, also when `f` panics.
+    struct Restore(Option<Isa>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    assert!(isa.is_available(), "this processor lacks {isa:?}");
+    let _restore = Restore(FORCED.replace(Some(isa)));
+    f()
+}

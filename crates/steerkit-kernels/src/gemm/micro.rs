@@ -1,0 +1,211 @@
+//! The innermost f32 kernels: one tile of `c`, `M` rows by one panel of `b`.
+//!
+//! Each element of the tile is one chain of fused multiply-adds in the order of `k`, in every kernel here.
+
+use super::Isa;
+
+/// What a micro-kernel does before and after its chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Mode {
+    /// `c = chain from 0`.
+    Start,
+    /// `c = chain from c`.
+    Continue,
+    /// `c = alpha · chain from 0`.
+    Scale(f32),
+    /// `c = fma(alpha, chain from 0, c)`.
+    AddScaled(f32),
+}
+
+/// The arguments of a micro-kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    /// Length of the chain.
+    pub(super) k: usize,
+    /// Row `i`, input `p` at `a[i * lda + p]`.
+    pub(super) a: *const f32,
+    pub(super) lda: usize,
+    /// Input `p`, column `j` at `b[p * nr + j]`.
+    pub(super) b: *const f32,
+    /// Row `i`, column `j` at `c[i * ldc + j]`.
+    pub(super) c: *mut f32,
+    pub(super) ldc: usize,
+    pub(super) mode: Mode,
+}
+
+/// The micro-kernels of one instruction set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernels {
+    /// Columns of a panel.
+    pub(super) nr: usize,
+    /// The kernel for `i + 1` rows at `i`; unsafe: `Tile` must describe valid memory of `rows × nr`, and the
+    /// processor must have the instructions.
+    by_rows: &'static [unsafe fn(&Tile)],
+}
+
+impl Kernels {
+    /// The kernels of `isa`, which this processor must have.
+    pub(super) fn of(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Self { nr: 32, by_rows: &x86::AVX512 },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Self { nr: 16, by_rows: &x86::AVX2 },
+            _ => Self { nr: PORTABLE_NR, by_rows: &PORTABLE },
+        }
+    }
+
+    /// Rows of the tallest tile.
+    pub(super) fn mr(self) -> usize {
+        self.by_rows.len()
+    }
+
+    /// Runs the kernel for `rows` rows.
+    ///
+    /// # Safety
+    /// `a` is readable for `rows` rows of `k`, `b` for `k × nr`, `c` readable and writable for `rows × nr` with
+    /// no other access meanwhile, and the processor has the instructions.
+    #[inline]
+    pub(super) unsafe fn run(self, rows: usize, tile: &Tile) {
+        // SAFETY: passed on to the caller.
+        unsafe { (self.by_rows[rows - 1])(tile) }
+    }
+}
+
+const PORTABLE_NR: usize = 16;
+const PORTABLE: [unsafe fn(&Tile); 4] = [portable::<1>, portable::<2>, portable::<3>, portable::<4>];
+
+/// # Safety
+/// As [`Kernels::run`].
+unsafe fn portable<const M: usize>(t: &Tile) {
+    const NR: usize = PORTABLE_NR;
+    // SAFETY: the caller vouches for `rows × nr` at `c`.
+    let row = |i: usize| unsafe { t.c.add(i * t.ldc).cast::<[f32; NR]>() };
+    let mut acc = [[0f32; NR]; M];
+    if let Mode::Continue = t.mode {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: as `row`; arrays of f32 need no more than f32's alignment.
+            *acc = unsafe { *row(i) };
+        }
+    }
+    for p in 0..t.k {
+        // SAFETY: the caller vouches for `k × nr` at `b`.
+        let b = unsafe { &*t.b.add(p * NR).cast::<[f32; NR]>() };
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: the caller vouches for `rows × k` at `a`.
+            let a = unsafe { *t.a.add(i * t.lda + p) };
+            for (acc, &b) in acc.iter_mut().zip(b) {
+                *acc = a.mul_add(b, *acc);
+            }
+        }
+    }
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: as `row`.
+        let c = unsafe { &mut *row(i) };
+        for (c, &x) in c.iter_mut().zip(acc) {
+            *c = match t.mode {
+                Mode::Start | Mode::Continue => x,
+                Mode::Scale(alpha) => alpha * x,
+                Mode::AddScaled(alpha) => alpha.mul_add(x, *c),
+            };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Mode, Tile};
+    use std::arch::x86_64::*;
+
+    /// A micro-kernel of `M` rows by two vectors.
+    macro_rules! kernel {
+        ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident,
+         $fma:ident, $mul:ident) => {
+            /// # Safety
+            /// As [`Kernels::run`](super::Kernels::run).
+            #[target_feature(enable = $features)]
+            unsafe fn $name<const M: usize>(t: &Tile) {
+                let mut acc = [[$zero(); 2]; M];
+                // SAFETY: the caller vouches for `rows × nr` at `c`.
+                let c = |i: usize, h: usize| unsafe { t.c.add(i * t.ldc + h * $lanes) };
+                if let Mode::Continue = t.mode {
+                    for i in 0..M {
+                        // SAFETY: as `c`.
+                        acc[i] = unsafe { [$load(c(i, 0)), $load(c(i, 1))] };
+                    }
+                }
+                let (mut a, mut b) = (t.a, t.b);
+                for _ in 0..t.k {
+                    // SAFETY: the caller vouches for `k × nr` at `b`.
+                    let (b0, b1) = unsafe { ($load(b), $load(b.add($lanes))) };
+                    for i in 0..M {
+                        // SAFETY: the caller vouches for `rows × k` at `a`.
+                        let x = $splat(unsafe { *a.add(i * t.lda) });
+                        acc[i][0] = $fma(x, b0, acc[i][0]);
+                        acc[i][1] = $fma(x, b1, acc[i][1]);
+                    }
+                    // SAFETY: at most one past the end of `a`'s first row and of `b`.
+                    unsafe {
+                        a = a.add(1);
+                        b = b.add(2 * $lanes);
+                    }
+                }
+                for i in 0..M {
+                    for h in 0..2 {
+                        // SAFETY: as `c`.
+                        unsafe {
+                            let y = match t.mode {
+                                Mode::Start | Mode::Continue => acc[i][h],
+                                Mode::Scale(alpha) => $mul($splat(alpha), acc[i][h]),
+                                Mode::AddScaled(alpha) => $fma($splat(alpha), acc[i][h], $load(c(i, h))),
+                            };
+                            $store(c(i, h), y);
+                        }
+                    }
+                }
+            }
+        };
+    }
+
+    kernel!(
+        avx512,
+        "avx512f",
+        16,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        _mm512_fmadd_ps,
+        _mm512_mul_ps
+    );
+    kernel!(
+        avx2,
+        "avx2,fma",
+        8,
+        _mm256_setzero_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_set1_ps,
+        _mm256_fmadd_ps,
+        _mm256_mul_ps
+    );
+
+    pub(super) const AVX512: [unsafe fn(&Tile); 14] = [
+        avx512::<1>,
+        avx512::<2>,
+        avx512::<3>,
+        avx512::<4>,
+        avx512::<5>,
+        avx512::<6>,
+        avx512::<7>,
+        avx512::<8>,
+        avx512::<9>,
+        avx512::<10>,
+        avx512::<11>,
+        avx512::<12>,
+        avx512::<13>,
+        avx512::<14>,
+    ];
+    pub(super) const AVX2: [unsafe fn(&Tile); 6] =
+        [avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>];
+}
