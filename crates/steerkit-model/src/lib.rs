@@ -16,6 +16,7 @@ pub mod load;
 pub mod model;
 pub mod pack;
 pub mod source;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::DecoderConfig;
@@ -24,6 +25,7 @@ pub use error::{ErrorKind, ModelError};
 pub use load::{Loaded, ModelIdentity, load};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
+pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
