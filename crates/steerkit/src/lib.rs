@@ -4,8 +4,14 @@
 
 pub mod data;
 pub mod error;
+mod files;
+pub mod plan;
+pub mod vector;
 
+pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use plan::SteeringPlan;
+pub use vector::SteeringVector;
 
 /// Results of this crate.
 pub type Result<T, E = SteerError> = std::result::Result<T, E>;
