@@ -82,3 +82,27 @@ pub(crate) fn run(
     let outcome = train_tokens(start, model, recipe, data, &mut observer, &AtomicBool::new(false))?;
     Ok((outcome, steps))
 }
+
+/// Twelve short pairs, made of token ids without meaning.
+pub(crate) fn short_pairs() -> Vec<TokenPair> {
+    let tokens =
+        |pair: u32, from: u32, n: u32| (0..n).map(|i| 100 + (pair * 37 + from + i * 11) % 900).collect();
+    let pair = |i: u32| TokenPair {
+        prompt: tokens(i, 0, 3 + i % 4),
+        chosen: tokens(i, 300, 2 + i % 3),
+        rejected: tokens(i, 600, 2 + (i + 1) % 4),
+    };
+    (0..12).map(pair).collect()
+}
+
+/// [`short_pairs`] as the data of a run, the last four as `valid`.
+pub(crate) fn short_data() -> RunData {
+    let mut train = short_pairs();
+    let valid = train.split_off(8);
+    RunData { train: token_set(train), valid: Some(token_set(valid)), ..RunData::default() }
+}
+
+/// The bytes of a run's vector.
+pub(crate) fn vector_bytes(recipe: &Recipe) -> Vec<u8> {
+    std::fs::read(recipe.out.join("vector.safetensors")).unwrap()
+}
