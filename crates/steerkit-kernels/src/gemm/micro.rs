@@ -117,6 +117,9 @@ mod x86 {
     use super::{Mode, Tile};
     use std::arch::x86_64::*;
 
+    /// Inputs per round of the inner loop.
+    const UNROLL: usize = 4;
+
     /// A micro-kernel of `M` rows by two vectors.
     macro_rules! kernel {
         ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident,
@@ -134,20 +137,38 @@ mod x86 {
                         acc[i] = unsafe { [$load(c(i, 0)), $load(c(i, 1))] };
                     }
                 }
-                let (mut a, mut b) = (t.a, t.b);
-                for _ in 0..t.k {
-                    // SAFETY: the caller vouches for `k × nr` at `b`.
-                    let (b0, b1) = unsafe { ($load(b), $load(b.add($lanes))) };
+                // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
+                // arithmetic on the ports that the multiply-adds need.
+                let lda = t.lda;
+                // SAFETY: wrapping arithmetic; only rows below `M` are read.
+                let mut base: [*const f32; 4] = std::array::from_fn(|q| t.a.wrapping_add(3 * q * lda));
+                let mut b = t.b;
+                let mut left = t.k;
+                while left >= UNROLL {
+                    for p in 0..UNROLL {
+                        // SAFETY: the caller vouches for `k × nr` at `b`.
+                        let (b0, b1) =
+                            unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
+                        for i in 0..M {
+                            // SAFETY: the caller vouches for `rows × k` at `a`.
+                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
+                            acc[i][0] = $fma(x, b0, acc[i][0]);
+                            acc[i][1] = $fma(x, b1, acc[i][1]);
+                        }
+                    }
+                    base = base.map(|a| a.wrapping_add(UNROLL));
+                    b = b.wrapping_add(UNROLL * 2 * $lanes);
+                    left -= UNROLL;
+                }
+                for p in 0..left {
+                    // SAFETY: as above.
+                    let (b0, b1) =
+                        unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
                     for i in 0..M {
-                        // SAFETY: the caller vouches for `rows × k` at `a`.
-                        let x = $splat(unsafe { *a.add(i * t.lda) });
+                        // SAFETY: as above.
+                        let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
                         acc[i][0] = $fma(x, b0, acc[i][0]);
                         acc[i][1] = $fma(x, b1, acc[i][1]);
-                    }
-                    // SAFETY: at most one past the end of `a`'s first row and of `b`.
-                    unsafe {
-                        a = a.add(1);
-                        b = b.add(2 * $lanes);
                     }
                 }
                 for i in 0..M {
@@ -190,7 +211,7 @@ mod x86 {
         _mm256_mul_ps
     );
 
-    pub(super) const AVX512: [unsafe fn(&Tile); 14] = [
+    pub(super) const AVX512: [unsafe fn(&Tile); 12] = [
         avx512::<1>,
         avx512::<2>,
         avx512::<3>,
@@ -203,8 +224,6 @@ mod x86 {
         avx512::<10>,
         avx512::<11>,
         avx512::<12>,
-        avx512::<13>,
-        avx512::<14>,
     ];
     pub(super) const AVX2: [unsafe fn(&Tile); 6] =
         [avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>];
