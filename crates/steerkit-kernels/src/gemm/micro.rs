@@ -55,6 +55,18 @@ impl Kernels {
         }
     }
 
+    /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
+    /// and the processor offer them. A cell's product is the sum of two products, rounded as the instruction
+    /// `vdpbf16ps` does (subnormals count as 0).
+    pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            return Some(Self { nr: 32, by_rows: &x86::AVX512_BF16 });
+        }
+        let _ = isa;
+        None
+    }
+
     /// Rows of the tallest tile.
     pub(super) fn mr(self) -> usize {
         self.by_rows.len()
@@ -200,6 +212,17 @@ mod x86 {
         _mm512_mul_ps
     );
     kernel!(
+        avx512_bf16,
+        "avx512f,avx512bf16",
+        16,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        dot_pairs,
+        _mm512_mul_ps
+    );
+    kernel!(
         avx2,
         "avx2,fma",
         8,
@@ -210,6 +233,15 @@ mod x86 {
         _mm256_fmadd_ps,
         _mm256_mul_ps
     );
+
+    /// `acc` plus the products of the bf16 pairs in `x` and `b`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dot_pairs(x: __m512, b: __m512, acc: __m512) -> __m512 {
+        // SAFETY: both types are 64 bytes that may have any value.
+        let pairs = |v: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(v) };
+        _mm512_dpbf16_ps(acc, pairs(x), pairs(b))
+    }
 
     pub(super) const AVX512: [unsafe fn(&Tile); 12] = [
         avx512::<1>,
@@ -224,6 +256,20 @@ mod x86 {
         avx512::<10>,
         avx512::<11>,
         avx512::<12>,
+    ];
+    pub(super) const AVX512_BF16: [unsafe fn(&Tile); 12] = [
+        avx512_bf16::<1>,
+        avx512_bf16::<2>,
+        avx512_bf16::<3>,
+        avx512_bf16::<4>,
+        avx512_bf16::<5>,
+        avx512_bf16::<6>,
+        avx512_bf16::<7>,
+        avx512_bf16::<8>,
+        avx512_bf16::<9>,
+        avx512_bf16::<10>,
+        avx512_bf16::<11>,
+        avx512_bf16::<12>,
     ];
     pub(super) const AVX2: [unsafe fn(&Tile); 6] =
         [avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>];
