@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 pub mod gguf;
 pub mod hf;
+pub mod hub;
 pub mod load;
 pub mod pack;
 pub mod source;
