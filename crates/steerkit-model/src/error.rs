@@ -95,6 +95,13 @@ pub enum ModelError {
         reasons: Vec<String>,
     },
 
+    /// A model without a tokeniser where one is needed.
+    #[error("model {model} has no tokeniser")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -102,6 +109,19 @@ pub enum ModelError {
         found: usize,
         /// Width of the model.
         d_model: usize,
+    },
+
+    /// The tokeniser cannot encode a text.
+    #[error("the tokeniser failed: {0}")]
+    Tokenize(String),
+
+    /// A chat template that cannot be used, or that refuses the messages.
+    #[error("chat template: {found}")]
+    Template {
+        /// What the template engine says, with the line.
+        found: String,
+        /// What to do.
+        hint: Option<String>,
     },
 }
 
@@ -160,7 +180,7 @@ impl ModelError {
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Malformed { hint, .. } => hint.clone(),
+            Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
             Self::UnknownModel { name, known } => {
                 let closest = known
                     .iter()
@@ -175,6 +195,9 @@ impl ModelError {
                 })
             }
             Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
+            Self::NoTokenizer { .. } => {
+                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
+            }
             _ => None,
         }
     }
@@ -185,13 +208,7 @@ impl ModelError {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::UnknownModel { .. } => ErrorKind::Usage,
             Self::Fetch { .. } => ErrorKind::Failed,
-            Self::Malformed { .. }
-            | Self::Unsupported { .. }
-            | Self::NonFinite { .. }
-            | Self::Width { .. } => ErrorKind::BadInput,
-            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
-                ErrorKind::BadInput
-            }
+            _ => ErrorKind::BadInput,
         }
     }
 }
