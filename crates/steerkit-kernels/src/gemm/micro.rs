@@ -9,8 +9,6 @@ use super::Isa;
 pub(super) enum Mode {
     /// `c = chain from 0`.
     Start,
-    /// `c = chain from c`.
-    Continue,
     /// `c = alpha · chain from 0`.
     Scale(f32),
     /// `c = fma(alpha, chain from 0, c)`.
@@ -94,12 +92,6 @@ unsafe fn portable<const M: usize>(t: &Tile) {
     // SAFETY: the caller vouches for `rows × nr` at `c`.
     let row = |i: usize| unsafe { t.c.add(i * t.ldc).cast::<[f32; NR]>() };
     let mut acc = [[0f32; NR]; M];
-    if let Mode::Continue = t.mode {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as `row`; arrays of f32 need no more than f32's alignment.
-            *acc = unsafe { *row(i) };
-        }
-    }
     for p in 0..t.k {
         // SAFETY: the caller vouches for `k × nr` at `b`.
         let b = unsafe { &*t.b.add(p * NR).cast::<[f32; NR]>() };
@@ -116,7 +108,7 @@ unsafe fn portable<const M: usize>(t: &Tile) {
         let c = unsafe { &mut *row(i) };
         for (c, &x) in c.iter_mut().zip(acc) {
             *c = match t.mode {
-                Mode::Start | Mode::Continue => x,
+                Mode::Start => x,
                 Mode::Scale(alpha) => alpha * x,
                 Mode::AddScaled(alpha) => alpha.mul_add(x, *c),
             };
@@ -143,12 +135,6 @@ mod x86 {
                 let mut acc = [[$zero(); 2]; M];
                 // SAFETY: the caller vouches for `rows × nr` at `c`.
                 let c = |i: usize, h: usize| unsafe { t.c.add(i * t.ldc + h * $lanes) };
-                if let Mode::Continue = t.mode {
-                    for i in 0..M {
-                        // SAFETY: as `c`.
-                        acc[i] = unsafe { [$load(c(i, 0)), $load(c(i, 1))] };
-                    }
-                }
                 // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
                 // arithmetic on the ports that the multiply-adds need.
                 let lda = t.lda;
@@ -188,7 +174,7 @@ mod x86 {
                         // SAFETY: as `c`.
                         unsafe {
                             let y = match t.mode {
-                                Mode::Start | Mode::Continue => acc[i][h],
+                                Mode::Start => acc[i][h],
                                 Mode::Scale(alpha) => $mul($splat(alpha), acc[i][h]),
                                 Mode::AddScaled(alpha) => $fma($splat(alpha), acc[i][h], $load(c(i, h))),
                             };

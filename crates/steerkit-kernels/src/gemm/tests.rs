@@ -1,5 +1,6 @@
 //! Products against `f64` sums, and the promises about bits.
 
+use super::driver::CHAIN;
 use super::*;
 use crate::{BlockFormat, Bytes, parallel};
 use rand::{Rng, SeedableRng};
@@ -41,7 +42,16 @@ fn expanded(w: &Matrix) -> Vec<f32> {
     out
 }
 
-/// The chain that every f32 kernel promises.
+/// The sum that `linear` and `linear_vjp` promise.
+fn chains(k: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
+    let sums = (0..k).step_by(CHAIN).map(|from| {
+        let n = CHAIN.min(k - from);
+        chain(n, |p| a(from + p), |p| b(from + p))
+    });
+    sums.reduce(|sum, part| sum + part).unwrap_or(0.0)
+}
+
+/// One chain: what `product` promises.
 fn chain(k: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
     (0..k).fold(0.0, |acc, p| a(p).mul_add(b(p), acc))
 }
@@ -85,7 +95,7 @@ fn linear_is_the_promised_chain_on_every_level() {
             with_isa(isa, || linear(&w, &x, t, &mut y, Precision::F32));
             for i in 0..t {
                 for j in 0..n {
-                    let want = chain(k, |p| x[i * k + p], |p| wide[j * k + p]);
+                    let want = chains(k, |p| x[i * k + p], |p| wide[j * k + p]);
                     assert_eq!(y[i * n + j].to_bits(), want.to_bits(), "{isa:?} [{t}, {n}, {k}] ({i}, {j})");
                     assert_near_f64(k, want, |p| x[i * k + p], |p| wide[j * k + p]);
                 }
@@ -103,7 +113,7 @@ fn linear_vjp_is_the_promised_chain_on_every_level() {
             with_isa(isa, || linear_vjp(&w, &dy, t, &mut dx, Precision::F32));
             for i in 0..t {
                 for j in 0..n {
-                    let want = chain(k, |p| dy[i * k + p], |p| wide[p * n + j]);
+                    let want = chains(k, |p| dy[i * k + p], |p| wide[p * n + j]);
                     assert_eq!(dx[i * n + j].to_bits(), want.to_bits(), "{isa:?} [{t}, {n}, {k}] ({i}, {j})");
                 }
             }
