@@ -1,1 +1,4 @@
 //! placeholder
+pub mod report;
+pub mod surface;
+pub mod text_stats;
