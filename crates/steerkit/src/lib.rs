@@ -4,8 +4,10 @@
 
 pub mod data;
 pub mod error;
-
 pub use error::SteerError;
-
 /// Results of this crate.
 pub type Result<T, E = SteerError> = std::result::Result<T, E>;
+//! placeholder
+pub mod report;
+pub mod surface;
+pub mod text_stats;
