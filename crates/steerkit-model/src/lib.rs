@@ -13,6 +13,7 @@ pub mod error;
 pub mod gguf;
 pub mod hf;
 pub mod load;
+pub mod model;
 pub mod pack;
 pub mod source;
 pub mod weights;
@@ -21,6 +22,7 @@ pub use config::DecoderConfig;
 pub use edit::{Edit, EditOp};
 pub use error::{ErrorKind, ModelError};
 pub use load::{Loaded, ModelIdentity, load};
+pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 
 /// Results of this crate.

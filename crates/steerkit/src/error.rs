@@ -38,6 +38,73 @@ pub enum SteerError {
     #[error(transparent)]
     MissingColumn(Box<MissingColumn>),
 
+    /// A recipe with a key or value that is not understood.
+    #[error("{place}: {message}")]
+    Recipe {
+        /// File, line and column, or the setting.
+        place: String,
+        /// What was found and what was expected.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+
+    /// Training left the finite numbers.
+    #[error("training diverged at step {step}: {what}")]
+    Diverged {
+        /// The step, from 1.
+        step: usize,
+        /// Which number, and its value.
+        what: String,
+        /// The last finite vector.
+        saved: Option<PathBuf>,
+    },
+
+    /// The caller asked a run to stop.
+    #[error("interrupted after step {step} of {total}; the state is in {folder}")]
+    Interrupted {
+        /// Steps done.
+        step: usize,
+        /// Steps of the whole run.
+        total: usize,
+        /// The run's folder.
+        folder: PathBuf,
+    },
+
+    /// A run folder that another process writes to.
+    #[error("{folder}: another run is writing to this folder")]
+    Locked {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+
+    /// A new run in a folder that holds one.
+    #[error("{folder}: the folder already holds a run")]
+    RunExists {
+        /// The run's folder.
+        folder: PathBuf,
+    },
+
+    /// A run that cannot be continued because its inputs are others now.
+    #[error("{folder}: the run cannot be resumed: {}", differences.join("; "))]
+    ResumeMismatch {
+        /// The run's folder.
+        folder: PathBuf,
+        /// `what: then -> now`.
+        differences: Vec<String>,
+    },
+
+    /// A run that needs more memory than there is.
+    #[error("training needs about {needed_mb} MB, {available_mb} MB are free")]
+    Memory {
+        /// The estimate, in 10^6 bytes.
+        needed_mb: u64,
+        /// Free memory, in 10^6 bytes.
+        available_mb: u64,
+        /// `micro_batch_rows` that would fit, if any.
+        fitting_rows: Option<usize>,
+    },
+
     /// Data with faults, read in strict mode.
     #[error("{path}: {}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     FaultyData {
@@ -138,6 +205,24 @@ impl SteerError {
             Self::Model(error) => error.hint(),
             Self::Malformed { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::MissingColumn(missing) => Some(missing.advice()),
+            Self::Recipe { hint, .. } => hint.clone(),
+            Self::Diverged { saved, .. } => {
+                let kept = saved.as_ref().map(|p| format!("; the last finite vector is in {}", p.display()));
+                let advice = "lower optimiser.lr or objective.beta, or use the auto preset";
+                Some(format!("{advice}{}", kept.unwrap_or_default()))
+            }
+            Self::Interrupted { .. } => Some("resume the run to finish it with the same result".into()),
+            Self::Locked { .. } => Some("wait for the other run, or choose another folder".into()),
+            Self::RunExists { .. } => {
+                Some("resume it, overwrite it, or choose another folder for the new run".into())
+            }
+            Self::ResumeMismatch { .. } => {
+                Some("restore what changed, or start a new run in another folder".into())
+            }
+            Self::Memory { fitting_rows, .. } => Some(match fitting_rows {
+                Some(rows) => format!("set micro_batch_rows to {rows}; the result stays the same"),
+                None => "use a smaller model, or a machine with more memory".into(),
+            }),
             Self::FaultyData { .. } => {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
@@ -155,8 +240,14 @@ impl SteerError {
             Self::Malformed { .. }
             | Self::MissingColumn(_)
             | Self::FaultyData { .. }
-            | Self::ZeroVector { .. } => ErrorKind::BadInput,
+            | Self::ZeroVector { .. }
+            | Self::Recipe { .. }
+            | Self::RunExists { .. }
+            | Self::ResumeMismatch { .. } => ErrorKind::BadInput,
             Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
+            Self::Diverged { .. } => ErrorKind::Diverged,
+            Self::Interrupted { .. } => ErrorKind::Interrupted,
+            Self::Locked { .. } | Self::Memory { .. } => ErrorKind::Failed,
         }
     }
 }

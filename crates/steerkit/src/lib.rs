@@ -2,10 +2,16 @@
 //!
 //! The library is synchronous and prints nothing.
 
+mod checksum;
 pub mod data;
 pub mod error;
 mod files;
+pub mod metrics;
+pub mod objective;
+pub mod optim;
 pub mod plan;
+pub mod recipe;
+pub mod train;
 pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
