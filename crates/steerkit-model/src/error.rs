@@ -84,6 +84,24 @@ pub enum ModelError {
         model: String,
     },
 
+    /// A model that is neither a path nor in the cache.
+    #[error("no file or folder and no downloaded model is called \"{name}\"")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Models in the cache or to be had by name.
+        known: Vec<String>,
+    },
+
+    /// A model that could not be downloaded.
+    #[error("cannot fetch {name}: {}", reasons.join("; "))]
+    Fetch {
+        /// The model.
+        name: String,
+        /// Each route that was tried, and why it failed.
+        reasons: Vec<String>,
+    },
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -91,6 +109,19 @@ pub enum ModelError {
         found: usize,
         /// Width of the model.
         d_model: usize,
+    },
+
+    /// The tokeniser cannot encode a text.
+    #[error("the tokeniser failed: {0}")]
+    Tokenize(String),
+
+    /// A chat template that cannot be used, or that refuses the messages.
+    #[error("chat template: {found}")]
+    Template {
+        /// What the template engine says, with the line.
+        found: String,
+        /// What to do.
+        hint: Option<String>,
     },
 }
 
@@ -149,10 +180,24 @@ impl ModelError {
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Malformed { hint, .. } => hint.clone(),
             Self::NoTokenizer { .. } => {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }
+            Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
+            Self::UnknownModel { name, known } => {
+                let closest = known
+                    .iter()
+                    .map(|k| (strsim::jaro_winkler(name, k), k))
+                    .max_by(|a, b| a.0.total_cmp(&b.0));
+                Some(match closest {
+                    Some((likeness, k)) if likeness > 0.8 && k != name => format!("did you mean \"{k}\"?"),
+                    _ => format!(
+                        "give the path of a .gguf file or a folder, or pull a model by name first ({} or org/name)",
+                        known.join(", ")
+                    ),
+                })
+            }
+            Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
             _ => None,
         }
     }
@@ -161,6 +206,8 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
+            Self::UnknownModel { .. } => ErrorKind::Usage,
+            Self::Fetch { .. } => ErrorKind::Failed,
             _ => ErrorKind::BadInput,
         }
     }

@@ -12,10 +12,12 @@ pub mod edit;
 pub mod error;
 pub mod gguf;
 pub mod hf;
+pub mod hub;
 pub mod load;
 pub mod model;
 pub mod pack;
 pub mod source;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::DecoderConfig;
@@ -24,6 +26,7 @@ pub use error::{ErrorKind, ModelError};
 pub use load::{Loaded, ModelIdentity, load};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
+pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;

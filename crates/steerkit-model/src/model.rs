@@ -4,6 +4,7 @@ use crate::backend::cpu::Cpu;
 use crate::decoder::{CachedRun, Decoder, KvCache};
 use crate::edit::{Edit, EditOp};
 use crate::load::{self, Loaded, ModelIdentity};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
 use std::path::Path;
@@ -20,6 +21,7 @@ pub struct OpenOptions {
 pub struct Model {
     decoder: Decoder<Cpu>,
     weights: Weights,
+    tokenizer: Option<Tokenizer>,
     identity: ModelIdentity,
 }
 
@@ -35,8 +37,10 @@ pub enum Keep {
 /// Log-probabilities of a pack's scored tokens.
 pub struct Scores<'m> {
     logps: Vec<f32>,
-    vjp: Option<Box<dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm>>,
+    vjp: Option<Box<Vjp<'m>>>,
 }
+
+type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
 
 impl Scores<'_> {
     /// Log-probability of each scored token, in the pack's order, in nats.
@@ -92,9 +96,9 @@ impl Model {
 
     /// A model from loaded parts.
     pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
-        let Loaded { config, weights, identity, .. } = loaded;
+        let Loaded { config, weights, tokenizer, identity, .. } = loaded;
         let decoder = Decoder::new(Cpu::new(options.precision), config, &weights)?;
-        Ok(Self { decoder, weights, identity })
+        Ok(Self { decoder, weights, tokenizer, identity })
     }
 
     /// Shapes and switches of the decoder.
@@ -105,6 +109,14 @@ impl Model {
     /// Which model this is.
     pub fn identity(&self) -> &ModelIdentity {
         &self.identity
+    }
+
+    /// The tokeniser.
+    ///
+    /// # Errors
+    /// When the file came without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| ModelError::NoTokenizer { model: self.identity.name.clone() })
     }
 
     /// The unsteered residual stream after block `layer`, `[t, d]`.
