@@ -2,9 +2,22 @@
 //!
 //! The library is synchronous and prints nothing.
 
+mod checksum;
 pub mod data;
 pub mod error;
 pub use error::SteerError;
+mod files;
+pub mod metrics;
+pub mod objective;
+pub mod optim;
+pub mod plan;
+pub mod recipe;
+pub mod train;
+pub mod vector;
+
+pub use data::{Dataset, PreferencePair};
+pub use plan::SteeringPlan;
+pub use vector::SteeringVector;
 /// Results of this crate.
 pub type Result<T, E = SteerError> = std::result::Result<T, E>;
 //! placeholder
