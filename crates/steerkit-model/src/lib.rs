@@ -15,6 +15,7 @@ pub mod hf;
 pub mod load;
 pub mod model;
 pub mod pack;
+pub mod sample;
 pub mod source;
 pub mod weights;
 
@@ -24,6 +25,7 @@ pub use error::{ErrorKind, ModelError};
 pub use load::{Loaded, ModelIdentity, load};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
+pub use sample::{Choice, Sampler, Sampling};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
