@@ -5,6 +5,7 @@
 mod checksum;
 pub mod data;
 pub mod error;
+pub use error::SteerError;
 mod files;
 pub mod metrics;
 pub mod objective;
@@ -15,9 +16,11 @@ pub mod train;
 pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
-pub use error::SteerError;
 pub use plan::SteeringPlan;
 pub use vector::SteeringVector;
-
 /// Results of this crate.
 pub type Result<T, E = SteerError> = std::result::Result<T, E>;
+//! placeholder
+pub mod report;
+pub mod surface;
+pub mod text_stats;
