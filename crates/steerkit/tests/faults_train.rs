@@ -1,5 +1,7 @@
 //! Training that is stopped, killed, disturbed or misled.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+
 mod common;
 
 use common::*;

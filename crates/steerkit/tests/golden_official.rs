@@ -1,5 +1,7 @@
 //! The authors' own code on a tiny Llama, step by step.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+
 mod common;
 
 use common::*;

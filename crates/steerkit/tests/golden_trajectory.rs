@@ -2,6 +2,8 @@
 //!
 //! Needs the reference files beside the checkout, and the model's GGUF named by `STEERKIT_SMOLLM2`.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+
 mod common;
 
 use common::*;

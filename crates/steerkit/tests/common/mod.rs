@@ -1,5 +1,6 @@
 //! What several tests of training share.
-#![allow(dead_code)] // Each test file uses its part.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
