@@ -152,36 +152,33 @@ mod x86 {
                 // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
                 // arithmetic on the ports that the multiply-adds need.
                 let lda = t.lda;
-                // SAFETY: wrapping arithmetic; only rows below `M` are read.
                 let mut base: [*const f32; 4] = std::array::from_fn(|q| t.a.wrapping_add(3 * q * lda));
                 let mut b = t.b;
                 let mut left = t.k;
-                while left >= UNROLL {
-                    for p in 0..UNROLL {
+                macro_rules! step {
+                    ($p:ident) => {
                         // SAFETY: the caller vouches for `k × nr` at `b`.
-                        let (b0, b1) =
-                            unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
+                        let b0 = unsafe { $load(b.add($p * 2 * $lanes)) };
+                        // SAFETY: as above.
+                        let b1 = unsafe { $load(b.add($p * 2 * $lanes + $lanes)) };
                         for i in 0..M {
                             // SAFETY: the caller vouches for `rows × k` at `a`.
-                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
+                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + $p) });
                             acc[i][0] = $fma(x, b0, acc[i][0]);
                             acc[i][1] = $fma(x, b1, acc[i][1]);
                         }
+                    };
+                }
+                while left >= UNROLL {
+                    for p in 0..UNROLL {
+                        step!(p);
                     }
                     base = base.map(|a| a.wrapping_add(UNROLL));
                     b = b.wrapping_add(UNROLL * 2 * $lanes);
                     left -= UNROLL;
                 }
                 for p in 0..left {
-                    // SAFETY: as above.
-                    let (b0, b1) =
-                        unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
-                    for i in 0..M {
-                        // SAFETY: as above.
-                        let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
-                        acc[i][0] = $fma(x, b0, acc[i][0]);
-                        acc[i][1] = $fma(x, b1, acc[i][1]);
-                    }
+                    step!(p);
                 }
                 for i in 0..M {
                     for h in 0..2 {
