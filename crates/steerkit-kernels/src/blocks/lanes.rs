@@ -9,6 +9,8 @@ pub(super) trait Lanes {
     fn scale_add(codes: u128, d: f32, m: f32) -> [f32; 16];
     /// `d · table[code]`, codes below 16.
     fn look_up(codes: u128, table: &[f32; 16], d: f32) -> [f32; 16];
+    /// Half precision to single.
+    fn half(h: u16) -> f32;
 }
 
 /// Every byte of a result is `byte`.
@@ -19,7 +21,17 @@ pub(super) const fn each_byte(byte: u8) -> u128 {
 /// The sixteen bytes from `bytes[at]` on.
 #[inline(always)]
 pub(super) fn sixteen(bytes: &[u8], at: usize) -> u128 {
-    u128::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+    let mut sixteen = [0; 16];
+    sixteen.copy_from_slice(&bytes[at..at + 16]);
+    u128::from_le_bytes(sixteen)
+}
+
+/// The bits of `mask` in every byte of `codes` shifted right by `shift < 8`.
+#[inline(always)]
+pub(super) fn bits(codes: u128, shift: usize, mask: u8) -> u128 {
+    // A shift of each half is enough: what would cross bytes is masked.
+    let (low, high) = (codes as u64 >> shift, (codes >> 64) as u64 >> shift);
+    (u128::from(low) | u128::from(high) << 64) & each_byte(mask)
 }
 
 /// Plain Rust.
@@ -40,6 +52,11 @@ impl Lanes for Portable {
     fn look_up(codes: u128, table: &[f32; 16], d: f32) -> [f32; 16] {
         codes.to_le_bytes().map(|q| d * table[usize::from(q & 15)])
     }
+
+    #[inline(always)]
+    fn half(h: u16) -> f32 {
+        super::f16_to_f32(h)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -50,10 +67,10 @@ mod x86 {
     use super::{Lanes, Portable};
     use std::arch::x86_64::*;
 
-    /// AVX2: only for code that runs with that feature.
+    /// AVX2 and F16C: only for code that runs with those features.
     pub(crate) struct Avx2;
 
-    /// AVX-512 F: only for code that runs with that feature.
+    /// AVX-512 F and F16C: only for code that runs with those features.
     pub(crate) struct Avx512;
 
     /// Two halves of eight numbers.
@@ -91,6 +108,12 @@ mod x86 {
         #[inline(always)]
         fn look_up(codes: u128, table: &[f32; 16], d: f32) -> [f32; 16] {
             Portable::look_up(codes, table, d)
+        }
+
+        #[inline(always)]
+        fn half(h: u16) -> f32 {
+            // SAFETY: `Avx2` and `Avx512` are used only where the processor has F16C.
+            unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(h)))) }
         }
     }
 
@@ -131,6 +154,11 @@ mod x86 {
                 let table = _mm512_loadu_ps(table.as_ptr());
                 _mm512_mul_ps(_mm512_set1_ps(d), _mm512_permutexvar_ps(q, table))
             })
+        }
+
+        #[inline(always)]
+        fn half(h: u16) -> f32 {
+            Avx2::half(h)
         }
     }
 }

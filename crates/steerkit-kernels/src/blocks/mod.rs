@@ -167,13 +167,13 @@ impl BlockFormat {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn expand_avx512(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     expand_body::<lanes::Avx512>(format, bytes, out);
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn expand_avx2(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     expand_body::<lanes::Avx2>(format, bytes, out);
 }
@@ -229,8 +229,8 @@ fn f16_to_f32(h: u16) -> f32 {
 
 /// The half-precision number at `bytes[at..at + 2]`.
 #[inline(always)]
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+fn half_at<L: Lanes>(bytes: &[u8], at: usize) -> f32 {
+    L::half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 #[cfg(test)]

@@ -28,14 +28,14 @@ pub(super) fn nibbles(b: &[u8], at: usize) -> [u128; 2] {
 /// `d: f16, q: 16 × u8`; `d · (q - 8)`.
 #[inline(always)]
 pub(super) fn q4_0<L: Lanes>(b: &[u8; 18], y: &mut [f32; 32]) {
-    let d = half_at(b, 0);
+    let d = half_at::<L>(b, 0);
     both(nibbles(b, 2), y, |q| L::scale(q, 8, d));
 }
 
 /// `d: f16, m: f16, q: 16 × u8`; `d · q + m`.
 #[inline(always)]
 pub(super) fn q4_1<L: Lanes>(b: &[u8; 20], y: &mut [f32; 32]) {
-    let (d, m) = (half_at(b, 0), half_at(b, 2));
+    let (d, m) = (half_at::<L>(b, 0), half_at::<L>(b, 2));
     both(nibbles(b, 4), y, |q| L::scale_add(q, d, m));
 }
 
@@ -54,21 +54,21 @@ fn five_bits(b: &[u8], at: usize) -> [u128; 2] {
 /// `d: f16, high: u32, q: 16 × u8`; `d · (q - 16)`.
 #[inline(always)]
 pub(super) fn q5_0<L: Lanes>(b: &[u8; 22], y: &mut [f32; 32]) {
-    let d = half_at(b, 0);
+    let d = half_at::<L>(b, 0);
     both(five_bits(b, 2), y, |q| L::scale(q, 16, d));
 }
 
 /// `d: f16, m: f16, high: u32, q: 16 × u8`; `d · q + m`.
 #[inline(always)]
 pub(super) fn q5_1<L: Lanes>(b: &[u8; 24], y: &mut [f32; 32]) {
-    let (d, m) = (half_at(b, 0), half_at(b, 2));
+    let (d, m) = (half_at::<L>(b, 0), half_at::<L>(b, 2));
     both(five_bits(b, 4), y, |q| L::scale_add(q, d, m));
 }
 
 /// `d: f16, q: 32 × i8`; `d · q`.
 #[inline(always)]
 pub(super) fn q8_0<L: Lanes>(b: &[u8; 34], y: &mut [f32; 32]) {
-    let d = half_at(b, 0);
+    let d = half_at::<L>(b, 0);
     let signed = |at| sixteen(b, at) ^ each_byte(128);
     both([signed(2), signed(18)], y, |q| L::scale(q, 128, d));
 }
@@ -76,7 +76,7 @@ pub(super) fn q8_0<L: Lanes>(b: &[u8; 34], y: &mut [f32; 32]) {
 /// `d: f16, q: 16 × u8`; `d · table[q]`.
 #[inline(always)]
 pub(super) fn iq4_nl<L: Lanes>(b: &[u8; 18], y: &mut [f32; 32]) {
-    let d = half_at(b, 0);
+    let d = half_at::<L>(b, 0);
     both(nibbles(b, 2), y, |q| L::look_up(q, &IQ4_VALUES, d));
 }
 
