@@ -59,7 +59,7 @@ mod peak {
 fn fma_peak() -> f64 {
     const ROUNDS: usize = 100_000;
     let per_round = match Isa::current() {
-        Isa::Avx512 => 12 * 16 * 2,
+        Isa::Avx512 | Isa::Amx => 12 * 16 * 2,
         Isa::Avx2 => 12 * 8 * 2,
         Isa::Portable => return 0.0,
     };
@@ -69,7 +69,7 @@ fn fma_peak() -> f64 {
             #[cfg(target_arch = "x86_64")]
             match Isa::current() {
                 // SAFETY: `Isa::current` is available.
-                Isa::Avx512 => _ = black_box(unsafe { peak::avx512(ROUNDS) }),
+                Isa::Avx512 | Isa::Amx => _ = black_box(unsafe { peak::avx512(ROUNDS) }),
                 // SAFETY: as above.
                 Isa::Avx2 => _ = black_box(unsafe { peak::avx2(ROUNDS) }),
                 Isa::Portable => {}

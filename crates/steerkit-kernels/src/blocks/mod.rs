@@ -157,7 +157,7 @@ impl BlockFormat {
         match isa {
             // SAFETY: an `Isa` value exists only for instructions that this processor has.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { expand_avx512(self, bytes, out) },
+            Isa::Avx512 | Isa::Amx => unsafe { expand_avx512(self, bytes, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { expand_avx2(self, bytes, out) },

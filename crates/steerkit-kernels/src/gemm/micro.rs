@@ -3,6 +3,8 @@
 //! Each element of the tile is one chain of fused multiply-adds in the order of `k`, in every kernel here.
 
 use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 
 /// What a micro-kernel does before and after its chain.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +50,7 @@ impl Kernels {
     pub(super) fn of(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self { nr: 32, by_rows: &x86::AVX512 },
+            Isa::Avx512 | Isa::Amx => Self { nr: 32, by_rows: &x86::AVX512 },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self { nr: 16, by_rows: &x86::AVX2 },
             _ => Self { nr: PORTABLE_NR, by_rows: &PORTABLE },
@@ -56,9 +58,13 @@ impl Kernels {
     }
 
     /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
-    /// and the processor offer them. A cell's product is the sum of two products, rounded as the instruction
-    /// `vdpbf16ps` does (subnormals count as 0).
+    /// and the processor offer them. A cell's product is the sum of two products, rounded as the
+    /// processor does (subnormals count as 0). Modes `Start` and `Continue` only.
     pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx {
+            return Some(Self { nr: amx::NR, by_rows: &amx::KERNELS });
+        }
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
             return Some(Self { nr: 32, by_rows: &x86::AVX512_BF16 });

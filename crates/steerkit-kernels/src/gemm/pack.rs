@@ -228,7 +228,7 @@ fn transpose(isa: Isa, rows: &[f32], stride: usize, k: usize, out: &mut [f32], l
     assert!(rows.len() >= 15 * stride + k && out.len() >= (k - 1) * ldo + 16);
     let whole = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
+        Isa::Avx512 | Isa::Amx => {
             let whole = k / 16 * 16;
             for p in (0..whole).step_by(16) {
                 // SAFETY: the assertion covers rows `0..16` from `p` to `p + 16` and the lines of `out`; the
