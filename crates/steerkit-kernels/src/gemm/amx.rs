@@ -25,7 +25,10 @@ fn processor_has_tiles() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
     let needed = AMX_BF16 | AMX_TILE;
-    __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & needed == needed
+    #[allow(unused_unsafe, reason = "newer standard libraries declare it safe")]
+    // SAFETY: every processor with AVX-512 has the instruction `cpuid`, and it changes nothing.
+    let cpuid = |leaf| unsafe { __cpuid_count(leaf, 0) };
+    cpuid(0).eax >= 7 && cpuid(7).edx & needed == needed
 }
 
 /// Linux grants the large tile state to a process that asks for it.
