@@ -1,6 +1,6 @@
 //! What can go wrong with a model, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An error of this crate. Messages name the file, the place, what was found and what was expected;
 /// [`ModelError::hint`] says what to do.
@@ -77,6 +77,31 @@ pub enum ModelError {
         n_layers: usize,
     },
 
+    /// A model that is neither a path nor in the cache.
+    #[error("no file or folder and no downloaded model is called \"{name}\"")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Models in the cache or to be had by name.
+        known: Vec<String>,
+    },
+
+    /// A model that could not be downloaded.
+    #[error("cannot fetch {name}: {}", reasons.join("; "))]
+    Fetch {
+        /// The model.
+        name: String,
+        /// Each route that was tried, and why it failed.
+        reasons: Vec<String>,
+    },
+
+    /// A model without a tokeniser where one is needed.
+    #[error("model {model} has no tokeniser")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -84,6 +109,19 @@ pub enum ModelError {
         found: usize,
         /// Width of the model.
         d_model: usize,
+    },
+
+    /// The tokeniser cannot encode a text.
+    #[error("the tokeniser failed: {0}")]
+    Tokenize(String),
+
+    /// A chat template that cannot be used, or that refuses the messages.
+    #[error("chat template: {found}")]
+    Template {
+        /// What the template engine says, with the line.
+        found: String,
+        /// What to do.
+        hint: Option<String>,
     },
 }
 
@@ -105,10 +143,61 @@ pub enum ErrorKind {
 }
 
 impl ModelError {
+    /// A file that breaks its format at `place`, without a hint.
+    pub(crate) fn malformed(
+        path: &Path,
+        place: impl Into<String>,
+        found: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            place: place.into(),
+            found: found.into(),
+            expected: expected.into(),
+            hint: None,
+        }
+    }
+
+    /// A value this build cannot work with, and the values it can.
+    pub(crate) fn unsupported(path: &Path, what: &str, found: impl Into<String>, known: &[&str]) -> Self {
+        Self::Unsupported {
+            path: path.to_owned(),
+            what: what.to_owned(),
+            found: found.into(),
+            known: known.iter().map(|&k| k.to_owned()).collect(),
+        }
+    }
+
+    /// The same error with advice.
+    pub(crate) fn advise(mut self, advice: impl Into<String>) -> Self {
+        if let Self::Malformed { hint, .. } = &mut self {
+            *hint = Some(advice.into());
+        }
+        self
+    }
+
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Malformed { hint, .. } => hint.clone(),
+            Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
+            Self::UnknownModel { name, known } => {
+                let closest = known
+                    .iter()
+                    .map(|k| (strsim::jaro_winkler(name, k), k))
+                    .max_by(|a, b| a.0.total_cmp(&b.0));
+                Some(match closest {
+                    Some((likeness, k)) if likeness > 0.8 && k != name => format!("did you mean \"{k}\"?"),
+                    _ => format!(
+                        "give the path of a .gguf file or a folder, or pull a model by name first ({} or org/name)",
+                        known.join(", ")
+                    ),
+                })
+            }
+            Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
+            Self::NoTokenizer { .. } => {
+                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
+            }
             _ => None,
         }
     }
@@ -117,13 +206,9 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
-            Self::Malformed { .. }
-            | Self::Unsupported { .. }
-            | Self::NonFinite { .. }
-            | Self::Width { .. } => ErrorKind::BadInput,
-            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
-                ErrorKind::BadInput
-            }
+            Self::UnknownModel { .. } => ErrorKind::Usage,
+            Self::Fetch { .. } => ErrorKind::Failed,
+            _ => ErrorKind::BadInput,
         }
     }
 }

@@ -4,14 +4,29 @@
 //! The crate knows nothing of objectives; it gives log-probabilities of chosen tokens and their gradient with
 //! respect to the residual stream after a block.
 
+pub mod arch;
+mod backend;
 pub mod config;
+mod decoder;
+pub mod edit;
 pub mod error;
+pub mod gguf;
+pub mod hf;
+pub mod hub;
+pub mod load;
+pub mod model;
 pub mod pack;
+pub mod source;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::DecoderConfig;
-pub use error::ModelError;
+pub use edit::{Edit, EditOp};
+pub use error::{ErrorKind, ModelError};
+pub use load::{Loaded, ModelIdentity, load};
+pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
+pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
