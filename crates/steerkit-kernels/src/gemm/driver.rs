@@ -107,15 +107,15 @@ unsafe fn columns(
             let mode = if k0 == 0 { Mode::Start } else { Mode::AddScaled(1.0) };
             for i in (0..rows).step_by(kernels.mr()) {
                 let height = kernels.mr().min(rows - i);
-                let strip = &a[i * lda..(i + height) * lda];
+                let strip = &a[i * lda + k0..(i + height - 1) * lda + k0 + at.k];
                 for (panel, j) in (0..all.n).step_by(nr).enumerate() {
                     let b = &packed[panel * at.k * nr..(panel + 1) * at.k * nr];
-                    // SAFETY: `strip` holds `height` rows of `lda >= k0 + k`, `b` is `k × nr`, the caller
+                    // SAFETY: `strip` holds `height` rows of `k`, `lda` apart, `b` is `k × nr`, the caller
                     // vouches for `c`.
                     unsafe {
                         let tile = Tile {
                             k: at.k,
-                            a: strip.as_ptr().add(k0),
+                            a: strip.as_ptr(),
                             lda,
                             b: b.as_ptr(),
                             c: c.add(i * ldc + j),

@@ -3,6 +3,8 @@
 //! Each element of the tile is one chain of fused multiply-adds in the order of `k`, in every kernel here.
 
 use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 
 /// What a micro-kernel does before and after its chain.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +48,7 @@ impl Kernels {
     pub(super) fn of(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self { nr: 32, by_rows: &x86::AVX512 },
+            Isa::Avx512 | Isa::Amx => Self { nr: 32, by_rows: &x86::AVX512 },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self { nr: 16, by_rows: &x86::AVX2 },
             _ => Self { nr: PORTABLE_NR, by_rows: &PORTABLE },
@@ -54,9 +56,13 @@ impl Kernels {
     }
 
     /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
-    /// and the processor offer them. A cell's product is the sum of two products, rounded as the instruction
-    /// `vdpbf16ps` does (subnormals count as 0).
+    /// and the processor offer them. A cell's product is the sum of two products, rounded as the
+    /// processor does (subnormals count as 0). Modes `Start` and `Continue` only.
     pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx {
+            return Some(Self { nr: amx::NR, by_rows: &amx::KERNELS });
+        }
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
             return Some(Self { nr: 32, by_rows: &x86::AVX512_BF16 });
@@ -138,36 +144,33 @@ mod x86 {
                 // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
                 // arithmetic on the ports that the multiply-adds need.
                 let lda = t.lda;
-                // SAFETY: wrapping arithmetic; only rows below `M` are read.
                 let mut base: [*const f32; 4] = std::array::from_fn(|q| t.a.wrapping_add(3 * q * lda));
                 let mut b = t.b;
                 let mut left = t.k;
-                while left >= UNROLL {
-                    for p in 0..UNROLL {
+                macro_rules! step {
+                    ($p:ident) => {
                         // SAFETY: the caller vouches for `k × nr` at `b`.
-                        let (b0, b1) =
-                            unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
+                        let b0 = unsafe { $load(b.add($p * 2 * $lanes)) };
+                        // SAFETY: as above.
+                        let b1 = unsafe { $load(b.add($p * 2 * $lanes + $lanes)) };
                         for i in 0..M {
                             // SAFETY: the caller vouches for `rows × k` at `a`.
-                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
+                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + $p) });
                             acc[i][0] = $fma(x, b0, acc[i][0]);
                             acc[i][1] = $fma(x, b1, acc[i][1]);
                         }
+                    };
+                }
+                while left >= UNROLL {
+                    for p in 0..UNROLL {
+                        step!(p);
                     }
                     base = base.map(|a| a.wrapping_add(UNROLL));
                     b = b.wrapping_add(UNROLL * 2 * $lanes);
                     left -= UNROLL;
                 }
                 for p in 0..left {
-                    // SAFETY: as above.
-                    let (b0, b1) =
-                        unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
-                    for i in 0..M {
-                        // SAFETY: as above.
-                        let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
-                        acc[i][0] = $fma(x, b0, acc[i][0]);
-                        acc[i][1] = $fma(x, b1, acc[i][1]);
-                    }
+                    step!(p);
                 }
                 for i in 0..M {
                     for h in 0..2 {

@@ -6,13 +6,15 @@
 //! all of them had eight times the error in SmolLM2's gradient).
 //!
 //! With [`Precision::Bf16`] both inputs are first rounded to bf16, to nearest even. Where the processor has
-//! AVX512-BF16 the chain then takes two products at a time (`vdpbf16ps`, which also treats subnormals as 0);
-//! elsewhere it is the f32 chain of the rounded inputs. The order is fixed on each processor, so the promise
+//! AMX or AVX512-BF16 the chain then takes two products at a time (`tdpbf16ps`, `vdpbf16ps`, which also treat
+//! subnormals as 0); elsewhere it is the f32 chain of the rounded inputs. The order is fixed on each processor, so the promise
 //! about rows, work and threads holds; that about vector widths is for f32 only.
 //!
 //! Weights stay in their stored format: a task expands the panel of `W` that it works on into a buffer of its
 //! thread and uses it for all rows.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod bf16;
 mod driver;
 mod isa;
