@@ -7,7 +7,8 @@
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use steerkit_kernels::gemm::{Isa, View, linear, linear_vjp, product, with_isa};
+use steerkit_kernels::gemm::{View, linear, linear_vjp, product};
+use steerkit_kernels::isa::{Isa, with_isa};
 use steerkit_kernels::{BlockFormat, Bytes, Matrix, Precision, parallel};
 
 /// The matrices of SmolLM2-135M: outputs and inputs.

@@ -1,7 +1,7 @@
 //! Expansions against the Python package `gguf`; `tests/data/make_blocks.py` makes the cases.
 
 use steerkit_kernels::BlockFormat;
-use steerkit_kernels::gemm::{Isa, with_isa};
+use steerkit_kernels::isa::{Isa, with_isa};
 
 const CASES: &str = include_str!("data/blocks.txt");
 

@@ -7,7 +7,7 @@ mod k_quants;
 mod lanes;
 mod small;
 
-use crate::gemm::Isa;
+use crate::isa::Isa;
 use lanes::Lanes;
 
 /// How the numbers of a weight row are stored.

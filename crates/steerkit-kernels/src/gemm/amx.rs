@@ -156,14 +156,14 @@ unsafe fn multiply<const M: usize>(
     }
 }
 
-/// The micro-kernel; modes `Start` and `Continue` only.
+/// The micro-kernel; modes `Start` and `Add` only.
 ///
 /// # Safety
 /// As [`Kernels::run`](super::micro::Kernels::run) for `M` rows; the tiles are available.
 unsafe fn kernel<const M: usize>(t: &Tile) {
     let mut fresh = match t.mode {
         Mode::Start => true,
-        Mode::Continue => false,
+        Mode::Add => false,
         Mode::Scale(_) | Mode::AddScaled(_) => unreachable!("cells are for products with weights"),
     };
     let (blocks, rest) = (t.k / TILE, t.k % TILE);

@@ -1,9 +1,9 @@
 //! Rounding to bf16.
 
-use super::Isa;
 use super::driver::Shape;
 use super::micro::Kernels;
 use super::pack::Scratch;
+use crate::isa::Isa;
 use crate::parallel;
 use std::cell::Cell;
 use std::sync::Mutex;

@@ -104,7 +104,7 @@ unsafe fn columns(
         for k0 in (0..all.k.max(1)).step_by(CHAIN) {
             let at = Block { k0, k: CHAIN.min(all.k - k0), ..all };
             pack(at, nr, &mut buffers.rows, packed);
-            let mode = if k0 == 0 { Mode::Start } else { Mode::AddScaled(1.0) };
+            let mode = if k0 == 0 { Mode::Start } else { Mode::Add };
             for i in (0..rows).step_by(kernels.mr()) {
                 let height = kernels.mr().min(rows - i);
                 let strip = &a[i * lda + k0..(i + height - 1) * lda + k0 + at.k];

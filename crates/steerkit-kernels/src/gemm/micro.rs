@@ -2,15 +2,17 @@
 //!
 //! Each element of the tile is one chain of fused multiply-adds in the order of `k`, in every kernel here.
 
-use super::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use crate::isa::Isa;
 
 /// What a micro-kernel does before and after its chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Mode {
     /// `c = chain from 0`.
     Start,
+    /// `c += chain from 0`; on AMX the chain starts from `c`.
+    Add,
     /// `c = alpha · chain from 0`.
     Scale(f32),
     /// `c = fma(alpha, chain from 0, c)`.
@@ -57,7 +59,7 @@ impl Kernels {
 
     /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
     /// and the processor offer them. A cell's product is the sum of two products, rounded as the
-    /// processor does (subnormals count as 0). Modes `Start` and `Continue` only.
+    /// processor does (subnormals count as 0). Modes `Start` and `Add` only.
     pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Amx {
@@ -115,6 +117,7 @@ unsafe fn portable<const M: usize>(t: &Tile) {
         for (c, &x) in c.iter_mut().zip(acc) {
             *c = match t.mode {
                 Mode::Start => x,
+                Mode::Add => *c + x,
                 Mode::Scale(alpha) => alpha * x,
                 Mode::AddScaled(alpha) => alpha.mul_add(x, *c),
             };
@@ -133,7 +136,7 @@ mod x86 {
     /// A micro-kernel of `M` rows by two vectors.
     macro_rules! kernel {
         ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident,
-         $fma:ident, $mul:ident) => {
+         $fma:ident, $mul:ident, $add:ident) => {
             /// # Safety
             /// As [`Kernels::run`](super::Kernels::run).
             #[target_feature(enable = $features)]
@@ -178,6 +181,7 @@ mod x86 {
                         unsafe {
                             let y = match t.mode {
                                 Mode::Start => acc[i][h],
+                                Mode::Add => $add($load(c(i, h)), acc[i][h]),
                                 Mode::Scale(alpha) => $mul($splat(alpha), acc[i][h]),
                                 Mode::AddScaled(alpha) => $fma($splat(alpha), acc[i][h], $load(c(i, h))),
                             };
@@ -198,7 +202,8 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_set1_ps,
         _mm512_fmadd_ps,
-        _mm512_mul_ps
+        _mm512_mul_ps,
+        _mm512_add_ps
     );
     kernel!(
         avx512_bf16,
@@ -209,7 +214,8 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_set1_ps,
         dot_pairs,
-        _mm512_mul_ps
+        _mm512_mul_ps,
+        _mm512_add_ps
     );
     kernel!(
         avx2,
@@ -220,7 +226,8 @@ mod x86 {
         _mm256_storeu_ps,
         _mm256_set1_ps,
         _mm256_fmadd_ps,
-        _mm256_mul_ps
+        _mm256_mul_ps,
+        _mm256_add_ps
     );
 
     /// `acc` plus the products of the bf16 pairs in `x` and `b`.

@@ -17,16 +17,17 @@
 mod amx;
 mod bf16;
 mod driver;
-mod isa;
 mod micro;
 mod pack;
 mod strided;
 #[cfg(test)]
 mod tests;
 
-pub use isa::{Isa, with_isa};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::is_available as amx_is_available;
 pub use strided::product;
 
+use crate::isa::Isa;
 use crate::{Matrix, Precision};
 use driver::Shape;
 use micro::Kernels;

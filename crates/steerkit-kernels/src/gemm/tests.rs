@@ -2,6 +2,7 @@
 
 use super::driver::CHAIN;
 use super::*;
+use crate::isa::with_isa;
 use crate::{BlockFormat, Bytes, parallel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
