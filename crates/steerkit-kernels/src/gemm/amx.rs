@@ -16,7 +16,7 @@ pub(super) const NR: usize = 32;
 const TILE: usize = 16;
 
 /// Whether the processor has the tiles and the kernel lets this process use them; asks for them once.
-pub(super) fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| cfg!(target_os = "linux") && processor_has_tiles() && request_tiles())
 }

@@ -14,7 +14,7 @@
 //! thread and uses it for all rows.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(crate) mod amx;
 mod bf16;
 mod driver;
 mod micro;
@@ -23,8 +23,6 @@ mod strided;
 #[cfg(test)]
 mod tests;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use amx::is_available as amx_is_available;
 pub use strided::product;
 
 use crate::isa::Isa;
