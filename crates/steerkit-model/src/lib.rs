@@ -5,20 +5,24 @@
 //! respect to the residual stream after a block.
 
 pub mod arch;
+pub mod chat;
 pub mod config;
 pub mod error;
 pub mod gguf;
 pub mod hf;
 pub mod load;
 pub mod pack;
+pub mod prompting;
 pub mod source;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
 pub use error::{ErrorKind, ModelError};
 pub use load::{Loaded, ModelIdentity, load};
 pub use pack::Pack;
+pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
