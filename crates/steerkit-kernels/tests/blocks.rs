@@ -1,5 +1,7 @@
 //! Expansions against the Python package `gguf`; `tests/data/make_blocks.py` makes the cases.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 use steerkit_kernels::BlockFormat;
 use steerkit_kernels::isa::{Isa, with_isa};
 

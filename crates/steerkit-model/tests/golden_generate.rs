@@ -1,6 +1,6 @@
 //! Greedy generation, plain and steered, against PyTorch and llama.cpp.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test support")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 #[path = "../../../tests/support/mod.rs"]
 mod support;

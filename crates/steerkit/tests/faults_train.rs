@@ -1,6 +1,6 @@
 //! Training that is stopped, killed, disturbed or misled.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! The authors' own code on a tiny Llama, step by step.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
 
