@@ -55,7 +55,7 @@ impl RunData {
         }
         let prompting = Prompting {
             tokenizer: model.tokenizer()?,
-            template: model.chat_template(),
+            template: model.chat_template()?,
             system: Some(recipe.prompt.system.clone()).filter(|s| !s.is_empty()),
             leading_space: match recipe.prompt.leading_space {
                 recipe::LeadingSpace::Auto => LeadingSpace::Template,
