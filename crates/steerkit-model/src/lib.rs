@@ -34,6 +34,7 @@ pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling};
+pub use steerkit_kernels::Precision;
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
