@@ -339,8 +339,12 @@ impl Recipe {
             return fault("steps", "expected either `epochs` or `steps`".into());
         }
         let counts = [("batch", Some(self.batch)), ("epochs", self.epochs), ("steps", self.steps)];
-        for (key, n) in counts.into_iter().chain([("micro_batch_rows", Some(self.micro_batch_rows))]) {
+        for (key, n) in counts
+            .into_iter()
+            .chain([("micro_batch_rows", Some(self.micro_batch_rows)), ("eval.limit", self.eval.limit)])
+        {
             if n == Some(0) {
+                let key = key.rsplit('.').next().unwrap_or(key);
                 return fault(key, "found 0, expected at least 1".into());
             }
         }
