@@ -207,7 +207,7 @@ impl<'a> Run<'a> {
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
         };
-        let bytes = check_memory(model, layer, recipe, &pairs, &policy)?;
+        let bytes = check_memory(model, layer, recipe, &order, &pairs, &policy)?;
         observer.event(Event::Memory { bytes });
         let train = prepare(model, layer, recipe, &policy, "train", pairs, observer, cancel)?;
         let d = model.config().d_model;
@@ -538,6 +538,7 @@ fn check_memory(
     model: &Model,
     layer: usize,
     recipe: &Recipe,
+    order: &Order,
     pairs: &[TokenPair],
     policy: &CachePolicy,
 ) -> Result<u64> {
@@ -545,17 +546,10 @@ fn check_memory(
     if layer >= config.n_layers {
         return Err(steerkit_model::ModelError::UnknownLayer { layer, n_layers: config.n_layers }.into());
     }
-    let rows: usize = pairs.iter().map(TokenPair::rows).sum();
-    let scored: usize = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).sum();
+    let size = |i: usize| (pairs[i].rows(), pairs[i].chosen.len() + pairs[i].rejected.len());
+    let steps = order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect();
     let cached = Some(PairCache::bytes(pairs, config.d_model)).filter(|&b| b <= policy.memory);
-    let footprint = Footprint {
-        config,
-        layer,
-        cached: cached.unwrap_or(0),
-        longest_pair: pairs.iter().map(TokenPair::rows).max().unwrap_or(0),
-        all_rows: rows.min(recipe.batch * rows.div_ceil(pairs.len().max(1))),
-        scored_share: scored as f64 / rows.max(1) as f64,
-    };
+    let footprint = Footprint { config, layer, cached: cached.unwrap_or(0), steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
 }
