@@ -24,6 +24,8 @@ pub use error::{ErrorKind, ModelError};
 pub use load::{Loaded, ModelIdentity, load};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
+pub use steerkit_kernels::Precision;
+pub use steerkit_kernels::parallel::{set_threads, threads};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;

@@ -1,0 +1,53 @@
+//! Tables for people.
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, presets};
+
+/// Rows under a header; the first column is text, the others are numbers.
+pub(crate) struct Table {
+    table: comfy_table::Table,
+}
+
+impl Table {
+    /// An empty table.
+    pub(crate) fn new(header: &[&str]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(header.iter().enumerate().map(|(i, text)| cell(i, text)));
+        Self { table }
+    }
+
+    /// Adds a row.
+    pub(crate) fn row(&mut self, cells: &[String]) {
+        self.table.add_row(cells.iter().enumerate().map(|(i, text)| cell(i, text)));
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, line) in self.table.lines().enumerate() {
+            write!(f, "{}{}", if i == 0 { "" } else { "\n" }, line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+fn cell(column: usize, text: &str) -> Cell {
+    let alignment = if column == 0 { CellAlignment::Left } else { CellAlignment::Right };
+    Cell::new(text).set_alignment(alignment)
+}
+
+/// A number with three significant digits or so.
+pub(crate) fn number(x: f64) -> String {
+    match x.abs() {
+        0.0 => "0".into(),
+        a if a >= 100.0 => format!("{x:.0}"),
+        a if a >= 10.0 => format!("{x:.1}"),
+        a if a >= 0.01 => format!("{x:.3}"),
+        _ => format!("{x:.1e}"),
+    }
+}
+
+/// A multiplier with its sign.
+pub(crate) fn signed(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:+}") }
+}
