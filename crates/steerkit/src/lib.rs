@@ -1,1 +1,18 @@
-//! placeholder
+//! Steering vectors for frozen language models: preference data, vectors and plans, and what trains them.
+//!
+//! The library is synchronous and prints nothing.
+
+mod checksum;
+pub mod data;
+pub mod error;
+mod files;
+pub mod metrics;
+pub mod objective;
+pub mod optim;
+pub mod recipe;
+pub mod train;
+
+pub use error::SteerError;
+
+/// Results of this crate.
+pub type Result<T, E = SteerError> = std::result::Result<T, E>;
