@@ -35,8 +35,10 @@ pub enum Keep {
 /// Log-probabilities of a pack's scored tokens.
 pub struct Scores<'m> {
     logps: Vec<f32>,
-    vjp: Option<Box<dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm>>,
+    vjp: Option<Box<Vjp<'m>>>,
 }
+
+type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
 
 impl Scores<'_> {
     /// Log-probability of each scored token, in the pack's order, in nats.

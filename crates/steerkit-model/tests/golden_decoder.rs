@@ -1,13 +1,14 @@
 //! The decoder and its gradient against PyTorch, on every golden folder.
 
-#![allow(clippy::unwrap_used, reason = "test support")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
-mod common;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
-use common::{Golden, golden_folders, max_diff};
 use std::path::Path;
 use std::sync::Arc;
 use steerkit_model::{Edit, EditOp, Keep, Model, OpenOptions, Pack, Run};
+use support::{Golden, golden_folders, max_diff};
 
 const LOGITS: f64 = 2e-4;
 const GRADIENT: f64 = 1e-5;
