@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::common::{ModelArgs, PrecisionArg, positive};
+use super::common::{ModelArgs, positive};
 
 /// Measure the speed of this machine
 #[derive(Debug, Args)]

@@ -1,6 +1,5 @@
 //! Options that several commands share.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
@@ -165,7 +164,7 @@ fn within(text: &str, range: std::ops::RangeInclusive<f32>) -> Result<f32, Strin
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
-    within(text, 0.0..=100.0)
+    within(text, 0.0..=10.0)
 }
 
 fn share(text: &str) -> Result<f32, String> {

@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, presets};
+use comfy_table::{Cell, CellAlignment, presets};
 
 /// Rows under a header; the first column is text, the others are numbers.
 pub(crate) struct Table {
@@ -11,8 +11,7 @@ impl Table {
     /// An empty table.
     pub(crate) fn new(header: &[&str]) -> Self {
         let mut table = comfy_table::Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(header.iter().enumerate().map(|(i, text)| cell(i, text)));
+        table.load_style(presets::NOTHING).set_header(header.iter().enumerate().map(|(i, text)| cell(i, text)));
         Self { table }
     }
 
@@ -24,10 +23,7 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, line) in self.table.lines().enumerate() {
-            write!(f, "{}{}", if i == 0 { "" } else { "\n" }, line.trim_end())?;
-        }
-        Ok(())
+        f.write_str(&self.table.trim_fmt())
     }
 }
 

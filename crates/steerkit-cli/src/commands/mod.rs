@@ -1,0 +1,25 @@
+//! One file per command: what its arguments mean, and what it prints.
+
+mod data;
+
+use clap::CommandFactory;
+
+use crate::args::{Cli, Command};
+use crate::failure::Outcome;
+use crate::output::Printer;
+
+/// Runs a command.
+pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
+    match command {
+        Command::Data(args) => data::run(args.command, printer),
+        Command::Completions { shell } => completions(shell, printer),
+        _ => Ok(()),
+    }
+}
+
+/// The script goes through a buffer: `clap_complete` panics when stdout is closed.
+fn completions(shell: clap_complete::Shell, printer: Printer) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "steerkit", &mut script);
+    printer.raw(&script)
+}
