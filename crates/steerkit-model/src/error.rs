@@ -92,6 +92,19 @@ pub enum ModelError {
         /// Width of the model.
         d_model: usize,
     },
+
+    /// The tokeniser cannot encode a text.
+    #[error("the tokeniser failed: {0}")]
+    Tokenize(String),
+
+    /// A chat template that cannot be used, or that refuses the messages.
+    #[error("chat template: {found}")]
+    Template {
+        /// What the template engine says, with the line.
+        found: String,
+        /// What to do.
+        hint: Option<String>,
+    },
 }
 
 /// What kind of mistake an error is; decides the exit code.
@@ -153,6 +166,7 @@ impl ModelError {
             Self::NoTokenizer { .. } => {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }
+            Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
             _ => None,
         }
     }
@@ -162,6 +176,15 @@ impl ModelError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             _ => ErrorKind::BadInput,
+            Self::Malformed { .. }
+            | Self::Unsupported { .. }
+            | Self::NonFinite { .. }
+            | Self::Width { .. }
+            | Self::Tokenize(_)
+            | Self::Template { .. } => ErrorKind::BadInput,
+            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
+                ErrorKind::BadInput
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod load;
 pub mod model;
 pub mod pack;
 pub mod source;
+pub mod tokenizer;
 pub mod weights;
 
 pub use config::DecoderConfig;
@@ -26,6 +27,7 @@ pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 pub use steerkit_kernels::Precision;
 pub use steerkit_kernels::parallel::{set_threads, threads};
+pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
