@@ -162,7 +162,6 @@ impl ModelError {
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Malformed { hint, .. } => hint.clone(),
             Self::NoTokenizer { .. } => {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }
@@ -176,15 +175,6 @@ impl ModelError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             _ => ErrorKind::BadInput,
-            Self::Malformed { .. }
-            | Self::Unsupported { .. }
-            | Self::NonFinite { .. }
-            | Self::Width { .. }
-            | Self::Tokenize(_)
-            | Self::Template { .. } => ErrorKind::BadInput,
-            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
-                ErrorKind::BadInput
-            }
         }
     }
 }

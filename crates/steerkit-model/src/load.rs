@@ -1,11 +1,12 @@
 //! Loading a model: one call for a GGUF file or a Hugging Face folder.
 
 use crate::{
-    Result, arch,
+    ModelError, Result, arch,
     config::DecoderConfig,
     gguf::Gguf,
     hf::{HfFolder, Json, MAX_JSON},
     source::{hex, read_text},
+    tokenizer::Tokenizer,
     weights::Weights,
 };
 use fs_err as fs;
@@ -15,12 +16,13 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// Everything that a model's files hold.
-#[derive(Clone, Debug)]
 pub struct Loaded {
     /// The decoder's sizes and switches.
     pub config: DecoderConfig,
     /// The frozen weights, in the form they are stored in.
     pub weights: Weights,
+    /// The tokeniser, where the files hold one.
+    pub tokenizer: Option<Tokenizer>,
     /// Source text of the chat template, where the files hold one.
     pub chat_template: Option<String>,
     /// Which model this is.
@@ -66,8 +68,9 @@ fn load_gguf(path: &Path) -> Result<Loaded> {
         Some(name) => name.to_owned(),
         None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let identity = identity(name, &config, gguf.source().sha256(), chat_template.as_deref());
-    Ok(Loaded { config, weights, chat_template, identity })
+    let tokenizer = checked(Tokenizer::from_gguf(&gguf)?, path, &config)?;
+    let identity = identity(name, &config, gguf.source().sha256(), &tokenizer, chat_template.as_deref());
+    Ok(Loaded { config, weights, tokenizer, chat_template, identity })
 }
 
 fn load_folder(path: &Path) -> Result<Loaded> {
@@ -76,14 +79,30 @@ fn load_folder(path: &Path) -> Result<Loaded> {
     let chat_template = folder_template(path)?;
     let full = fs::canonicalize(path)?;
     let name = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let identity = identity(name, &config, folder.sha256(), chat_template.as_deref());
-    Ok(Loaded { config, weights, chat_template, identity })
+    let tokenizer = path.join("tokenizer.json").exists().then(|| Tokenizer::from_folder(path)).transpose()?;
+    let tokenizer = checked(tokenizer, path, &config)?;
+    let identity = identity(name, &config, folder.sha256(), &tokenizer, chat_template.as_deref());
+    Ok(Loaded { config, weights, tokenizer, chat_template, identity })
+}
+
+/// A tokeniser whose ids all have a row in the embedding.
+fn checked(tokenizer: Option<Tokenizer>, path: &Path, config: &DecoderConfig) -> Result<Option<Tokenizer>> {
+    match &tokenizer {
+        Some(t) if t.vocab_size() > config.vocab => Err(ModelError::malformed(
+            path,
+            "tokeniser",
+            format!("{} tokens", t.vocab_size()),
+            format!("at most {}, the rows of the embedding", config.vocab),
+        )),
+        _ => Ok(tokenizer),
+    }
 }
 
 fn identity(
     name: String,
     config: &DecoderConfig,
     file_sha256: String,
+    tokenizer: &Option<Tokenizer>,
     template: Option<&str>,
 ) -> ModelIdentity {
     ModelIdentity {
@@ -93,7 +112,7 @@ fn identity(
         n_layers: config.n_layers,
         vocab: config.vocab,
         file_sha256,
-        tokenizer_sha256: None,
+        tokenizer_sha256: tokenizer.as_ref().map(|t| t.sha256().to_owned()),
         template_sha256: template.map(|t| hex(&Sha256::digest(t.as_bytes()))),
     }
 }
