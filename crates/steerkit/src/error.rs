@@ -1,6 +1,6 @@
 //! What can go wrong with data, vectors, plans and runs, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use steerkit_model::error::{ErrorKind, ModelError};
 
@@ -31,27 +31,12 @@ pub enum SteerError {
         /// What should.
         expected: String,
         /// What to do.
-        hint: Option<String>,
+        hint: Option<Box<str>>,
     },
 
     /// A column (CSV) or key (JSONL) that a preference pair needs is not there.
-    #[error("{path}: line {line}: no {role} column: found {}, expected {}", quoted(found), quoted(expected))]
-    MissingColumn {
-        /// The file.
-        path: PathBuf,
-        /// 1-based line of the header or the object.
-        line: u64,
-        /// `prompt`, `chosen` or `rejected`.
-        role: &'static str,
-        /// The headers or keys of the file.
-        found: Vec<String>,
-        /// The names that would have been taken.
-        expected: Vec<String>,
-        /// The header closest to one of them.
-        closest: Option<String>,
-        /// What the file looks like instead, where that can be told.
-        hint: Option<String>,
-    },
+    #[error(transparent)]
+    MissingColumn(Box<MissingColumn>),
 
     /// A recipe with a key or value that is not understood.
     #[error("{place}: {message}")]
@@ -128,6 +113,78 @@ pub enum SteerError {
         /// Every fault found.
         faults: Vec<Note>,
     },
+
+    /// A vector of zeros only.
+    #[error("vector {name:?}: every number is zero")]
+    ZeroVector {
+        /// The vector.
+        name: String,
+    },
+
+    /// A multiplier that is not finite.
+    #[error("vector {name:?}: found the multiplier {found}, expected a finite number")]
+    Multiplier {
+        /// The vector.
+        name: String,
+        /// The multiplier.
+        found: f32,
+    },
+
+    /// A plan with multipliers other than zero that leaves the model as it is.
+    #[error("steering after block {layer} changes nothing: {} add up to zero", names.join(" and "))]
+    NoEffect {
+        /// The block.
+        layer: usize,
+        /// Vectors with their multipliers.
+        names: Vec<String>,
+    },
+}
+
+/// A column (CSV) or key (JSONL) that a preference pair needs is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: line {line}: no {role} column: found {}, expected {}", quoted(found), quoted(expected))]
+pub struct MissingColumn {
+    /// The file.
+    pub path: PathBuf,
+    /// 1-based line of the header or the object.
+    pub line: u64,
+    /// `prompt`, `chosen` or `rejected`.
+    pub role: &'static str,
+    /// The headers or keys of the file.
+    pub found: Vec<String>,
+    /// The names that would have been taken.
+    pub expected: Vec<String>,
+    /// The header closest to one of them.
+    pub closest: Option<String>,
+    /// What the file looks like instead, where that can be told.
+    pub hint: Option<String>,
+}
+
+impl MissingColumn {
+    fn advice(&self) -> String {
+        match (&self.hint, &self.closest) {
+            (Some(hint), _) => hint.clone(),
+            (None, Some(name)) => format!("map the column: {} = {name:?}", self.role),
+            (None, None) => format!("name the column that holds the {} in the column map", self.role),
+        }
+    }
+}
+
+/// A [`SteerError::Malformed`] with a hint.
+pub(crate) fn malformed(
+    path: &Path,
+    place: impl Into<String>,
+    found: impl Into<String>,
+    expected: impl Into<String>,
+    hint: impl Into<String>,
+) -> SteerError {
+    SteerError::Malformed {
+        path: path.to_owned(),
+        place: place.into(),
+        found: found.into(),
+        expected: expected.into(),
+        hint: Some(hint.into().into_boxed_str()),
+    }
 }
 
 /// `"a", "b"`, at most 12 names of 60 characters.
@@ -146,13 +203,8 @@ impl SteerError {
         match self {
             Self::Io(_) => None,
             Self::Model(error) => error.hint(),
-            Self::Malformed { hint, .. } => hint.clone(),
-            Self::MissingColumn { role, closest, hint, .. } => hint.clone().or_else(|| {
-                Some(match closest {
-                    Some(name) => format!("map the column: {role} = {name:?}"),
-                    None => format!("name the column that holds the {role} in the column map"),
-                })
-            }),
+            Self::Malformed { hint, .. } => hint.as_deref().map(str::to_owned),
+            Self::MissingColumn(missing) => Some(missing.advice()),
             Self::Recipe { hint, .. } => hint.clone(),
             Self::Diverged { saved, .. } => {
                 let kept = saved.as_ref().map(|p| format!("; the last finite vector is in {}", p.display()));
@@ -174,6 +226,9 @@ impl SteerError {
             Self::FaultyData { .. } => {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
+            Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
+            Self::Multiplier { .. } => Some("give a number such as 1, -1 or 0.5".into()),
+            Self::NoEffect { .. } => Some("set the multipliers to 0 for the plain model".into()),
         }
     }
 
@@ -183,11 +238,13 @@ impl SteerError {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::Model(error) => error.kind(),
             Self::Malformed { .. }
-            | Self::MissingColumn { .. }
+            | Self::MissingColumn(_)
             | Self::FaultyData { .. }
+            | Self::ZeroVector { .. }
             | Self::Recipe { .. }
             | Self::RunExists { .. }
             | Self::ResumeMismatch { .. } => ErrorKind::BadInput,
+            Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
             Self::Locked { .. } | Self::Memory { .. } => ErrorKind::Failed,

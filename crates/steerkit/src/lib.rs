@@ -9,10 +9,15 @@ mod files;
 pub mod metrics;
 pub mod objective;
 pub mod optim;
+pub mod plan;
 pub mod recipe;
 pub mod train;
+pub mod vector;
 
+pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use plan::SteeringPlan;
+pub use vector::SteeringVector;
 
 /// Results of this crate.
 pub type Result<T, E = SteerError> = std::result::Result<T, E>;

@@ -1,5 +1,7 @@
 //! The report on what preference data gives away.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::path::Path;
 
 use steerkit::data::check::{CheckOptions, CheckReport, Verdict, check, render};

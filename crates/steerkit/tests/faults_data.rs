@@ -1,5 +1,7 @@
 //! Bad data files: each is answered with an error that names the place, or read with notes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::error::malformed;
+use crate::files::hex;
 use crate::{Result, SteerError};
 
 /// How much of the start is looked at to tell what a file is.
@@ -257,23 +259,6 @@ fn refuse_other_files(head: &[u8], path: &Path) -> Result<()> {
     }
 }
 
-/// A [`SteerError::Malformed`] with a hint.
-pub(super) fn malformed(
-    path: &Path,
-    place: impl Into<String>,
-    found: impl Into<String>,
-    expected: impl Into<String>,
-    hint: impl Into<String>,
-) -> SteerError {
-    SteerError::Malformed {
-        path: path.to_owned(),
-        place: place.into(),
-        found: found.into(),
-        expected: expected.into(),
-        hint: Some(hint.into()),
-    }
-}
-
 /// What a byte over 0x7F means in Windows-1252, for the bytes that are common in text.
 fn windows_1252(byte: u8) -> Option<char> {
     match byte {
@@ -288,9 +273,4 @@ fn windows_1252(byte: u8) -> Option<char> {
         0xA0.. => Some(char::from(byte)),
         _ => None,
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

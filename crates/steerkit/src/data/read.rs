@@ -7,10 +7,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::csv::CsvRows;
-use super::encoding::{Lines, malformed};
+use super::encoding::Lines;
 use super::jsonl::{self, Value};
 use super::note::observe;
 use super::{Dataset, Note, NoteKind, PreferencePair};
+use crate::error::{MissingColumn, malformed};
 use crate::{Result, SteerError};
 
 /// The three cells of a pair: what they are called here and which columns are taken for them by default.
@@ -294,7 +295,7 @@ fn missing(path: &Path, line: u64, role: &'static str, names: &[&str], wanted: &
     } else {
         None
     };
-    SteerError::MissingColumn {
+    SteerError::MissingColumn(Box::new(MissingColumn {
         path: path.to_owned(),
         line,
         role,
@@ -302,7 +303,7 @@ fn missing(path: &Path, line: u64, role: &'static str, names: &[&str], wanted: &
         expected: wanted.iter().map(|&want| want.to_owned()).collect(),
         closest: closest.map(|&name| name.to_owned()),
         hint,
-    }
+    }))
 }
 
 fn ragged(lines: &Lines, line: u64, found: usize, headers: &[String]) -> SteerError {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::encoding::malformed;
 use super::{Dataset, Note, NoteKind, ReadOptions, read};
+use crate::error::malformed;
 use crate::{Result, SteerError};
 
 /// A training set with what belongs to it.

@@ -267,11 +267,13 @@ pub struct CacheSettings {
     pub folder: Option<PathBuf>,
     /// Megabytes (10^6 bytes) above which residual streams stay on disk and are read batch by batch.
     pub memory_mb: u64,
+    /// Megabytes that the folder may hold; the longest unused files are removed first.
+    pub disk_mb: u64,
 }
 
 impl Default for CacheSettings {
     fn default() -> Self {
-        Self { enabled: true, folder: None, memory_mb: 2000 }
+        Self { enabled: true, folder: None, memory_mb: 2000, disk_mb: 20_000 }
     }
 }
 

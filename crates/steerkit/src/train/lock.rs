@@ -1,6 +1,6 @@
 //! One writer per run folder.
 
-use crate::{Result, SteerError, files};
+use crate::{Result, SteerError};
 use std::{
     fs::{File, TryLockError},
     path::Path,
@@ -18,12 +18,14 @@ impl RunLock {
     /// # Errors
     /// [`SteerError::Locked`] when another process (or another run of this one) holds it.
     pub fn take(folder: &Path) -> Result<Self> {
-        let path = folder.join(".lock");
-        let file = File::create(&path).map_err(|e| files::at(&path, e))?;
+        let (file, path) = fs_err::File::create(folder.join(".lock"))?.into_parts();
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(SteerError::Locked { folder: folder.into() }),
-            Err(TryLockError::Error(e)) => Err(files::at(&path, e).into()),
+            Err(TryLockError::Error(e)) => {
+                let message = format!("cannot lock {}: {e}", path.display());
+                Err(std::io::Error::new(e.kind(), message).into())
+            }
         }
     }
 }
