@@ -1,6 +1,7 @@
 //! One file per command: what its arguments mean, and what it prints.
 
 mod data;
+mod vector;
 
 use clap::CommandFactory;
 
@@ -11,6 +12,7 @@ use crate::output::Printer;
 /// Runs a command.
 pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
     match command {
+        Command::Vector(args) => vector::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),
         Command::Completions { shell } => completions(shell, printer),
         _ => Ok(()),
