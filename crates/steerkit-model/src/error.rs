@@ -84,6 +84,24 @@ pub enum ModelError {
         model: String,
     },
 
+    /// A model that is neither a path nor in the cache.
+    #[error("no file or folder and no downloaded model is called \"{name}\"")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Models in the cache or to be had by name.
+        known: Vec<String>,
+    },
+
+    /// A model that could not be downloaded.
+    #[error("cannot fetch {name}: {}", reasons.join("; "))]
+    Fetch {
+        /// The model.
+        name: String,
+        /// Each route that was tried, and why it failed.
+        reasons: Vec<String>,
+    },
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -166,6 +184,20 @@ impl ModelError {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }
             Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
+            Self::UnknownModel { name, known } => {
+                let closest = known
+                    .iter()
+                    .map(|k| (strsim::jaro_winkler(name, k), k))
+                    .max_by(|a, b| a.0.total_cmp(&b.0));
+                Some(match closest {
+                    Some((likeness, k)) if likeness > 0.8 && k != name => format!("did you mean \"{k}\"?"),
+                    _ => format!(
+                        "give the path of a .gguf file or a folder, or pull a model by name first ({} or org/name)",
+                        known.join(", ")
+                    ),
+                })
+            }
+            Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
             _ => None,
         }
     }
@@ -174,6 +206,8 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
+            Self::UnknownModel { .. } => ErrorKind::Usage,
+            Self::Fetch { .. } => ErrorKind::Failed,
             _ => ErrorKind::BadInput,
         }
     }

@@ -12,6 +12,7 @@ pub mod edit;
 pub mod error;
 pub mod gguf;
 pub mod hf;
+pub mod hub;
 pub mod load;
 pub mod model;
 pub mod pack;
