@@ -11,6 +11,9 @@ pub mod objective;
 pub mod optim;
 pub mod plan;
 pub mod recipe;
+pub mod report;
+pub mod surface;
+pub mod text_stats;
 pub mod train;
 pub mod vector;
 
