@@ -6,4 +6,4 @@ mod table;
 
 pub(crate) use printer::Printer;
 pub(crate) use progress::Progress;
-pub(crate) use table::{Table, number, signed};
+pub(crate) use table::{Table, number, side_by_side, signed};

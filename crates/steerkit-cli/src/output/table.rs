@@ -47,3 +47,22 @@ pub(crate) fn number(x: f64) -> String {
 pub(crate) fn signed(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:+}") }
 }
+
+/// Texts next to each other under their heads, wrapped to the width of the terminal; more than four, or a narrow
+/// terminal, puts them below each other.
+pub(crate) fn side_by_side(heads: &[String], texts: &[&str]) -> String {
+    let width = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).unwrap_or(100u16);
+    if texts.len() > 4 || usize::from(width) < 25 * texts.len() {
+        let block = |(head, text): (&String, &&str)| format!("{head}:\n{}", text.trim());
+        return heads.iter().zip(texts).map(block).collect::<Vec<_>>().join("\n\n");
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(presets::NOTHING).set_width(width);
+    table.set_content_arrangement(comfy_table::ContentArrangement::DynamicFullWidth);
+    table.set_header(heads.iter().map(Cell::new));
+    table.add_row(texts.iter().map(|text| Cell::new(text.trim())));
+    table.set_constraints(texts.iter().map(|_| {
+        comfy_table::ColumnConstraint::UpperBoundary(comfy_table::Width::Percentage(100 / texts.len() as u16))
+    }));
+    table.trim_fmt()
+}
