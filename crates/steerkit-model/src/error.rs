@@ -77,13 +77,6 @@ pub enum ModelError {
         n_layers: usize,
     },
 
-    /// A model without a tokeniser where one is needed.
-    #[error("model {model} has no tokeniser")]
-    NoTokenizer {
-        /// The model.
-        model: String,
-    },
-
     /// A model that is neither a path nor in the cache.
     #[error("no file or folder and no downloaded model is called \"{name}\"")]
     UnknownModel {
@@ -100,6 +93,13 @@ pub enum ModelError {
         name: String,
         /// Each route that was tried, and why it failed.
         reasons: Vec<String>,
+    },
+
+    /// A model without a tokeniser where one is needed.
+    #[error("model {model} has no tokeniser")]
+    NoTokenizer {
+        /// The model.
+        model: String,
     },
 
     /// A vector of another width than the residual stream.
@@ -180,9 +180,6 @@ impl ModelError {
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoTokenizer { .. } => {
-                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
-            }
             Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
             Self::UnknownModel { name, known } => {
                 let closest = known
@@ -198,6 +195,9 @@ impl ModelError {
                 })
             }
             Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
+            Self::NoTokenizer { .. } => {
+                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
+            }
             _ => None,
         }
     }

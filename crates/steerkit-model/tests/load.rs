@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use steerkit_kernels::Matrix;
 use steerkit_model::{
-    Loaded,
+    Loaded, Specials,
     config::{DecoderConfig, RopePairing, RopeScaling},
     load,
 };
@@ -41,6 +41,15 @@ fn folder_and_gguf_hold_the_same_model() {
     assert_eq!(DecoderConfig { rope, ..gguf.config.clone() }, hf.config);
     assert_eq!(gguf.chat_template, hf.chat_template);
     assert!(gguf.chat_template.as_ref().is_some_and(|t| t.contains("a tiny model for tests")));
+    let text = "You are 7 times <|im_end|>\n quicker, aren't you? \u{e9}\u{4e16}";
+    let ids = [&gguf, &hf].map(|m| {
+        let tokenizer = m.tokenizer.as_ref().unwrap();
+        assert_eq!((tokenizer.eos(), tokenizer.add_bos(), tokenizer.vocab_size()), (Some(2), false, 384));
+        let ids = tokenizer.encode(text, Specials::Parse).unwrap();
+        assert_eq!(tokenizer.decode(&ids), text);
+        ids
+    });
+    assert_eq!(ids[0], ids[1]);
     assert_eq!(gguf.identity.template_sha256, hf.identity.template_sha256);
     assert_eq!((gguf.identity.name.as_str(), hf.identity.name.as_str()), ("tiny llama", "tiny-llama-hf"));
 
@@ -100,7 +109,7 @@ fn golden_models_load() {
         assert_eq!(m.config.rope.scaling, if tied { scaling } else { RopeScaling::None });
         assert_eq!(m.config.rope.theta, if tied { 5e5 } else { 1e4 });
         assert_eq!(rows(&m.weights.embed) == rows(&m.weights.head), tied);
-        assert_eq!(m.chat_template, None);
+        assert!(m.chat_template.is_none() && m.tokenizer.is_none());
         let json = serde_json::to_string(&m.identity).unwrap();
         assert_eq!(serde_json::from_str::<steerkit_model::ModelIdentity>(&json).unwrap(), m.identity);
     }

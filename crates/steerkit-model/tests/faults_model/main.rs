@@ -429,6 +429,29 @@ fn fault_12_gguf_keys() {
 }
 
 #[test]
+fn fault_13_more_tokens_than_rows() {
+    let tokens = |texts: &[&str]| {
+        let payload: Vec<u8> = texts.iter().flat_map(|t| string(t).1).collect();
+        array(STRING, texts.len() as u64, &payload)
+    };
+    let with_vocabulary = |p: &mut GgufParts, n: usize| {
+        p.set("tokenizer.ggml.model", string("gpt2"));
+        p.set("tokenizer.ggml.pre", string("smollm"));
+        p.set("tokenizer.ggml.tokens", tokens(&["a", "b", "c", "d", "e", "f", "g", "h", "i"][..n]));
+        p.set("tokenizer.ggml.merges", tokens(&[]));
+    };
+    refused_gguf("tokens", &["tokeniser: found ids up to 8, expected ids below 8"], |p| {
+        with_vocabulary(p, 9)
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fine.gguf");
+    let mut parts = GgufParts::llama();
+    with_vocabulary(&mut parts, 8);
+    fs::write(&path, parts.bytes()).unwrap();
+    assert!(load(&path).unwrap().tokenizer.is_some());
+}
+
+#[test]
 fn fault_15_norms_that_are_not_finite() {
     for x in [f32::NAN, f32::INFINITY] {
         refused_gguf("norm", &["tensor \"blk.0.ffn_norm.weight\": 1 of 32 values are not finite"], |p| {
