@@ -66,12 +66,24 @@ pub struct EvalRecord {
     pub step: usize,
     /// Passes over the data done.
     pub epoch: usize,
+    /// Which evaluation it belongs to.
+    pub phase: Phase,
     /// Which pairs: `valid`, `test` or `train`.
     pub split: String,
     /// What was measured.
     pub point: EvalPoint,
     /// Wall-clock seconds.
     pub seconds: f64,
+}
+
+/// When an evaluation takes place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// After an epoch.
+    Epoch,
+    /// After the last step.
+    Final,
 }
 
 /// `metrics.jsonl` and the event file of a run folder.

@@ -131,9 +131,8 @@ impl PairCache {
     }
 
     fn open(path: &Path, key: &[u8; 32], request: &CacheRequest<'_>, memory: u64) -> io::Result<Self> {
-        let wrong = |what: &str| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()))
-        };
+        let wrong =
+            |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
         let d = request.model.config().d_model;
         let file = fs_err::File::open(path)?.into_parts().0;
         let head_bytes = header_bytes(request.pairs.len());
@@ -260,7 +259,9 @@ impl Norms {
     fn add(&mut self, pair: &TokenPair, rows_td: &[f32], d: usize) {
         let (pack, _) = pack([pair]);
         let rows = rows_td.chunks_exact(d).zip(pack.positions());
-        self.0.extend(rows.filter(|(_, position)| *position > 0).map(|(row, _)| crate::optim::norm(row) as f32));
+        self.0.extend(
+            rows.filter(|(_, position)| *position > 0).map(|(row, _)| crate::optim::norm(row) as f32),
+        );
     }
 
     fn median(mut self) -> f64 {

@@ -91,7 +91,11 @@ impl Checkpoint {
             match (Self::parse(&text), broken) {
                 (Ok(checkpoint), broken) => {
                     let note = broken.map(|(path, what)| {
-                        format!("{}: {what}; going on from the one before, step {}", path.display(), checkpoint.step)
+                        format!(
+                            "{}: {what}; going on from the one before, step {}",
+                            path.display(),
+                            checkpoint.step
+                        )
                     });
                     return Ok(Some((checkpoint, note)));
                 }

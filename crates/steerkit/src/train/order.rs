@@ -37,6 +37,7 @@ pub(crate) enum Stream {
     Shuffle = 1,
     Direction = 2,
     Holdout = 3,
+    LayerSearch = 4,
 }
 
 /// The generator of one use of the seed.
@@ -91,6 +92,13 @@ impl Order {
     pub fn used(&self) -> Vec<usize> {
         let all = self.batches.iter().flat_map(|b| b.pairs.iter().map(|p| p.0));
         all.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Replaces each pair by its place in `used`, which holds all of them in ascending order.
+    pub(crate) fn renumber(&mut self, used: &[usize]) {
+        for (pair, _) in self.batches.iter_mut().flat_map(|b| &mut b.pairs) {
+            *pair = used.partition_point(|u| u < pair);
+        }
     }
 }
 

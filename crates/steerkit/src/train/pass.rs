@@ -6,10 +6,7 @@ use super::{
 };
 use crate::objective::{Direction, Objective, PairLogps};
 use std::{ops::Range, sync::atomic::AtomicBool};
-use steerkit_model::{
-    Keep, Model, Pack,
-    pack::PairSpan,
-};
+use steerkit_model::{Keep, Model, Pack, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +34,7 @@ impl TokenPair {
 /// Packs `pairs` behind each other.
 pub(crate) fn pack<'a>(pairs: impl IntoIterator<Item = &'a TokenPair>) -> (Pack, Vec<PairSpan>) {
     let mut pack = Pack::default();
-    let spans =
-        pairs.into_iter().map(|p| pack.push_pair(&p.prompt, &p.chosen, &p.rejected)).collect();
+    let spans = pairs.into_iter().map(|p| pack.push_pair(&p.prompt, &p.chosen, &p.rejected)).collect();
     (pack, spans)
 }
 
@@ -69,7 +65,7 @@ pub(crate) fn pair_logps(logps: &[f32], span: &PairSpan) -> PairLogps {
 pub(crate) struct Prepared<'a> {
     pub(crate) model: &'a Model,
     pub(crate) layer: usize,
-    pub(crate) pairs: &'a [TokenPair],
+    pub(crate) pairs: Vec<TokenPair>,
     pub(crate) cache: PairCache,
     pub(crate) micro_batch_rows: usize,
 }
