@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 ///
 /// # Errors
 /// The file system's; the message names `path`, and what stood there before is untouched.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let write = || -> std::io::Result<()> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,

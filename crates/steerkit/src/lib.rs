@@ -2,9 +2,12 @@
 //!
 //! The library is synchronous and prints nothing.
 
+pub mod bench;
 mod checksum;
 pub mod data;
+pub mod demo;
 pub mod error;
+pub mod eval;
 mod files;
 pub mod metrics;
 pub mod objective;
@@ -19,6 +22,7 @@ pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use files::write_atomic;
 pub use plan::SteeringPlan;
 pub use vector::SteeringVector;
 

@@ -1,6 +1,15 @@
 //! One file per command: what its arguments mean, and what it prints.
 
+mod bench;
+mod chat;
 mod data;
+mod demo;
+mod generate;
+mod model;
+mod prompts;
+mod steering;
+mod train;
+mod training;
 mod vector;
 
 use clap::CommandFactory;
@@ -12,10 +21,15 @@ use crate::output::Printer;
 /// Runs a command.
 pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
     match command {
+        Command::Demo(args) => demo::run(&args, printer),
+        Command::Train(args) => train::run(&args, printer),
+        Command::Generate(args) => generate::run(&args, printer),
+        Command::Chat(args) => chat::run(&args, printer),
         Command::Vector(args) => vector::run(args.command, printer),
+        Command::Model(args) => model::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),
+        Command::Bench(args) => bench::run(&args.command, printer),
         Command::Completions { shell } => completions(shell, printer),
-        _ => Ok(()),
     }
 }
 
