@@ -5,6 +5,8 @@ mod commands;
 mod failure;
 mod memory;
 mod output;
+#[cfg(test)]
+mod reference;
 mod signals;
 
 use std::process::ExitCode;

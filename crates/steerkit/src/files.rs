@@ -1,35 +1,50 @@
-//! Writing files so that no half-written one is ever seen.
+//! Writing files so that a reader never sees half of one, and hashes of their bytes.
 
-use std::io::{Error, Write};
-use std::path::Path;
-
+use fs_err as fs;
 use sha2::{Digest, Sha256};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
-/// Writes `bytes` to a temporary file in the folder of `path`, flushes it to the disk and renames it.
-///
-/// # Errors
-/// The file system's; the message names `path`, and what stood there before is untouched.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let write = || -> std::io::Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        // The usual rights less the umask: temporary files are private otherwise, and the rename keeps that.
-        #[cfg(unix)]
-        let rights = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        #[cfg(unix)]
-        builder.permissions(rights);
-        let mut file = builder.prefix(".steerkit-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        #[cfg(unix)]
-        std::fs::File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().map_err(|error| Error::new(error.kind(), format!("cannot write {}: {error}", path.display())))
+/// Writes `bytes` to `path`: a temporary file in the same folder, brought to the disk, then renamed.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = temporary_beside(path)?;
+    file.write_all(bytes).map_err(|e| at(path, e))?;
+    persist(file, path)
+}
+
+/// A temporary file in the folder of `path`.
+pub fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private, and a rename keeps that; results have the usual rights less the umask.
+    #[cfg(unix)]
+    let usual = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    #[cfg(unix)]
+    builder.permissions(usual);
+    builder.prefix(".steerkit-").tempfile_in(folder).map_err(|e| at(folder, e))
+}
+
+/// Brings `file` to the disk and gives it the name `path`.
+pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+    file.as_file().sync_all().map_err(|e| at(path, e))?;
+    file.persist(path).map_err(|e| at(path, e.error))?;
+    sync_folder(path)
+}
+
+/// Brings the entry of `path` in its folder to the disk.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The error with the path it is about, which the standard library leaves out.
+pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// SHA-256 in lower-case hex.

@@ -8,7 +8,7 @@ pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;
-mod files;
+pub mod files;
 pub mod metrics;
 pub mod objective;
 pub mod optim;
@@ -22,7 +22,6 @@ pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
-pub use files::write_atomic;
 pub use plan::SteeringPlan;
 pub use vector::SteeringVector;
 

@@ -199,7 +199,7 @@ impl SteeringVector {
     ///
     /// # Errors
     /// The file system's; [`SteerError::Malformed`] for a file that is no safetensors file with one tensor
-    /// `direction.{N}` of F32 `[d]`; [`ModelError::NonFinite`] and [`SteerError::ZeroVector`].
+    /// `direction.{N}` of F32 `[d]`, finite and not all zero.
     pub fn load(path: &Path) -> Result<Self> {
         let mut bytes = Vec::new();
         fs_err::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
@@ -215,9 +215,7 @@ impl SteeringVector {
                 Provenance { name: stem.into(), ..Provenance::default() }
             }
         };
-        let vector = Self { direction, layer, provenance };
-        vector.check()?;
-        Ok(vector)
+        Ok(Self { direction, layer, provenance })
     }
 
     /// Finite and not all zero.
@@ -292,7 +290,21 @@ fn only_direction(path: &Path, file: &SafeTensors<'_>) -> Result<(usize, Vec<f32
         ));
     }
     let (numbers, _) = tensor.data().as_chunks::<4>();
-    Ok((usize::from(layer), numbers.iter().map(|&x| f32::from_le_bytes(x)).collect()))
+    let direction: Vec<f32> = numbers.iter().map(|&x| f32::from_le_bytes(x)).collect();
+    let refuse = |found: String| {
+        malformed(
+            path,
+            name,
+            found,
+            "finite numbers, not all zero",
+            "the run that made it went wrong: train again",
+        )
+    };
+    match direction.iter().filter(|x| !x.is_finite()).count() {
+        0 if direction.iter().all(|&x| x == 0.0) => Err(refuse("zeros only".into())),
+        0 => Ok((usize::from(layer), direction)),
+        found => Err(refuse(format!("{found} of {} values that are not finite", direction.len()))),
+    }
 }
 
 /// Our metadata; `layer` must be that of the tensor's name.

@@ -274,7 +274,7 @@ impl Chat<'_> {
             .collect();
         let plan: Vec<PlanPart> = self.vectors.iter().map(|v| v.part(1.0)).collect();
         let chat = serde_json::json!({ "model": self.model.identity(), "plan": plan, "messages": messages });
-        steerkit::write_atomic(path, format!("{chat:#}\n").as_bytes())?;
+        steerkit::files::write_atomic(path, format!("{chat:#}\n").as_bytes())?;
         self.printer.say(format_args!("saved to {}", path.display()));
         Ok(())
     }

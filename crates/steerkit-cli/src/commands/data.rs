@@ -1,11 +1,12 @@
 //! `steerkit data`.
 
 use std::collections::HashSet;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, Error, Write};
 use std::path::Path;
 
 use serde::Serialize;
 use steerkit::data::check::{CheckOptions, check, render};
+use steerkit::files;
 use steerkit::data::{ColumnMap, Format, PreferencePair, ReadOptions, Reader, Splits};
 
 use crate::args::{ColumnArgs, DataCheck, DataCommand, DataImport, FormatArg};
@@ -58,7 +59,7 @@ struct Imported<'a> {
     file: &'a Path,
     pairs: usize,
     removed: usize,
-    sha256: String,
+    source_sha256: String,
 }
 
 fn import(args: &DataImport, printer: Printer) -> Outcome {
@@ -67,10 +68,8 @@ fn import(args: &DataImport, printer: Printer) -> Outcome {
             .hint("replace it with --overwrite"));
     }
     let mut reader = Reader::open(&args.from, &read_options(&args.columns))?;
-    let folder = args.to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let at = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", args.to.display()));
-    let file = tempfile::Builder::new().prefix(".steerkit-").tempfile_in(folder).map_err(at)?;
-    let mut out = BufWriter::new(file);
+    let mut out = BufWriter::new(files::temporary_beside(&args.to)?);
+    let at = |error: Error| Error::new(error.kind(), format!("{}: {error}", args.to.display()));
     let mut seen: HashSet<PreferencePair> = HashSet::new();
     let (mut pairs, mut removed) = (0, 0);
     while args.limit.is_none_or(|limit| pairs < limit) {
@@ -84,25 +83,12 @@ fn import(args: &DataImport, printer: Printer) -> Outcome {
         pairs += 1;
     }
     if pairs == 0 {
-        return Err(Failure::input(format_args!("{}: found no rows, expected at least one", args.from.display())));
+        let place = args.from.display();
+        return Err(Failure::input(format_args!("{place}: found no rows, expected at least one")));
     }
     let sha256 = reader.finish()?;
-    let file = out.into_inner().map_err(|e| at(e.into_error()))?;
-    file.as_file().sync_all().map_err(at)?;
-    persist(file, &args.to, args.overwrite).map_err(at)?;
-    let removed_text = if removed > 0 { format!(", {removed} repeated rows left out") } else { String::new() };
-    printer.line(format_args!("{}: {pairs} pairs{removed_text}", args.to.display()))?;
-    printer.result(&Imported { file: &args.to, pairs, removed, sha256 })
-}
-
-fn persist(file: tempfile::NamedTempFile, to: &Path, overwrite: bool) -> std::io::Result<()> {
-    if overwrite {
-        file.persist(to).map_err(|e| e.error)?;
-    } else {
-        file.persist_noclobber(to).map_err(|e| match e.error.kind() {
-            ErrorKind::AlreadyExists => std::io::Error::new(ErrorKind::AlreadyExists, "another process made the file"),
-            _ => e.error,
-        })?;
-    }
-    Ok(())
+    files::persist(out.into_inner().map_err(|e| at(e.into_error()))?, &args.to)?;
+    let left_out = if removed > 0 { format!(", {removed} repeated rows left out") } else { String::new() };
+    printer.line(format_args!("{}: {pairs} pairs{left_out}", args.to.display()))?;
+    printer.result(&Imported { file: &args.to, pairs, removed, source_sha256: sha256 })
 }

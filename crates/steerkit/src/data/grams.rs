@@ -1,6 +1,6 @@
 //! Words, openings and shared runs of words.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Words that two prompts may not share in a row.
 pub(super) const GRAM: usize = 6;
@@ -26,8 +26,12 @@ pub(super) fn jaccard(a: &str, b: &str) -> f64 {
     if union == 0 { 1.0 } else { a.intersection(&b).count() as f64 / union as f64 }
 }
 
-/// The runs of [`GRAM`] words of a text, each once.
-fn grams(text: &str) -> HashSet<String> {
+/// Most earlier prompts that one prompt is said to share a run with: keeps a file of one template from taking
+/// quadratic time.
+const MAX_SHARING: usize = 1000;
+
+/// The runs of [`GRAM`] words of a text, each once and sorted.
+fn grams(text: &str) -> BTreeSet<String> {
     words(text).windows(GRAM).map(|run| run.join(" ")).collect()
 }
 
@@ -40,13 +44,17 @@ pub(super) struct GramIndex {
 }
 
 impl GramIndex {
-    /// Adds the next prompt and gives the earlier ones that share a run with it, in order.
+    /// Adds the next prompt and gives the earlier ones that share a run with it, in order, at most
+    /// [`MAX_SHARING`].
     pub(super) fn add(&mut self, prompt: &str) -> Vec<usize> {
         let this = self.found_by.len();
         let mut sharing = Vec::new();
         for gram in grams(prompt) {
             let having = self.prompts.entry(gram).or_default();
             for &other in having.iter() {
+                if sharing.len() == MAX_SHARING {
+                    break;
+                }
                 if std::mem::replace(&mut self.found_by[other], this) != this {
                     sharing.push(other);
                 }
