@@ -65,3 +65,33 @@ pub fn max_diff(a: &[f32], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - b).abs()).fold(0.0, f64::max)
 }
+
+/// The real SmolLM2-135M-Instruct, fetched once by the program's own `model pull` code.
+///
+/// Without a network this fails, unless `STEERKIT_OFFLINE=1`: then it prints what `test` leaves out.
+pub fn smollm2(test: &str) -> Option<PathBuf> {
+    const NAME: &str = "smollm2-135m";
+    if let Ok(path) = steerkit_model::hub::resolve(NAME) {
+        return Some(path);
+    }
+    if std::env::var("STEERKIT_OFFLINE").is_ok_and(|v| v == "1") {
+        println!("left out: {test} (STEERKIT_OFFLINE=1 and {NAME} is not in the cache)");
+        return None;
+    }
+    let pulled = steerkit_model::hub::pull(NAME, &mut |_| {});
+    Some(
+        pulled.unwrap_or_else(|e| {
+            panic!("{e}; set STEERKIT_OFFLINE=1 to leave out the tests that need {NAME}")
+        }),
+    )
+}
+
+/// A file of the reference data that lies beside a development checkout; elsewhere `test` is left out.
+pub fn shared(test: &str, path: &str) -> Option<PathBuf> {
+    let found = root().join("../shared").join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    println!("left out: {test} (no reference data at ../shared/{path})");
+    None
+}

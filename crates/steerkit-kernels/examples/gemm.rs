@@ -151,6 +151,7 @@ fn main() {
     println!("{:?}, {threads} threads: {peak:.0} GFLOP/s of f32 multiply-adds in registers", Isa::current());
     for t in rows {
         linear_speeds(t, Precision::F32, peak);
+        linear_speeds(t, Precision::Bf16, peak);
     }
     product_speeds(peak / threads as f64);
 }

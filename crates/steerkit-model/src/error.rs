@@ -77,6 +77,24 @@ pub enum ModelError {
         n_layers: usize,
     },
 
+    /// A model that is neither a path nor in the cache.
+    #[error("no file or folder and no downloaded model is called \"{name}\"")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Models in the cache or to be had by name.
+        known: Vec<String>,
+    },
+
+    /// A model that could not be downloaded.
+    #[error("cannot fetch {name}: {}", reasons.join("; "))]
+    Fetch {
+        /// The model.
+        name: String,
+        /// Each route that was tried, and why it failed.
+        reasons: Vec<String>,
+    },
+
     /// A model without a tokeniser where one is needed.
     #[error("model {model} has no tokeniser")]
     NoTokenizer {
@@ -113,6 +131,19 @@ pub enum ModelError {
         found: usize,
         /// Width of the model.
         d_model: usize,
+    },
+
+    /// The tokeniser cannot encode a text.
+    #[error("the tokeniser failed: {0}")]
+    Tokenize(String),
+
+    /// A chat template that cannot be used, or that refuses the messages.
+    #[error("chat template: {found}")]
+    Template {
+        /// What the template engine says, with the line.
+        found: String,
+        /// What to do.
+        hint: Option<String>,
     },
 }
 
@@ -171,7 +202,21 @@ impl ModelError {
     /// What to do, where there is something to do.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Malformed { hint, .. } => hint.clone(),
+            Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
+            Self::UnknownModel { name, known } => {
+                let closest = known
+                    .iter()
+                    .map(|k| (strsim::jaro_winkler(name, k), k))
+                    .max_by(|a, b| a.0.total_cmp(&b.0));
+                Some(match closest {
+                    Some((likeness, k)) if likeness > 0.8 && k != name => format!("did you mean \"{k}\"?"),
+                    _ => format!(
+                        "give the path of a .gguf file or a folder, or pull a model by name first ({} or org/name)",
+                        known.join(", ")
+                    ),
+                })
+            }
+            Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
             Self::NoTokenizer { .. } => {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }
@@ -183,8 +228,8 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
-            Self::OutOfRange { .. } => ErrorKind::Usage,
-            Self::QueueFull { .. } => ErrorKind::Failed,
+            Self::UnknownModel { .. } | Self::OutOfRange { .. } => ErrorKind::Usage,
+            Self::Fetch { .. } | Self::QueueFull { .. } => ErrorKind::Failed,
             Self::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::BadInput,
         }

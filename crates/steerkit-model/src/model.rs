@@ -4,6 +4,7 @@ use crate::backend::cpu::Cpu;
 use crate::decoder::{CachedRun, Decoder, KvCache};
 use crate::edit::{Edit, EditOp};
 use crate::load::{self, Loaded, ModelIdentity};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
 use std::path::Path;
@@ -20,6 +21,7 @@ pub struct OpenOptions {
 pub struct Model {
     decoder: Decoder<Cpu>,
     weights: Weights,
+    tokenizer: Option<Tokenizer>,
     identity: ModelIdentity,
 }
 
@@ -94,9 +96,9 @@ impl Model {
 
     /// A model from loaded parts.
     pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
-        let Loaded { config, weights, identity, .. } = loaded;
+        let Loaded { config, weights, tokenizer, identity, .. } = loaded;
         let decoder = Decoder::new(Cpu::new(options.precision), config, &weights)?;
-        Ok(Self { decoder, weights, identity })
+        Ok(Self { decoder, weights, tokenizer, identity })
     }
 
     /// Shapes and switches of the decoder.
@@ -107,6 +109,14 @@ impl Model {
     /// Which model this is.
     pub fn identity(&self) -> &ModelIdentity {
         &self.identity
+    }
+
+    /// The tokeniser.
+    ///
+    /// # Errors
+    /// When the file came without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| ModelError::NoTokenizer { model: self.identity.name.clone() })
     }
 
     /// The unsteered residual stream after block `layer`, `[t, d]`.

@@ -1,6 +1,5 @@
 //! `c[t, n] = a[t, k] · b[k, n]` over all threads, with `b` packed on the fly.
 
-use super::Isa;
 use super::micro::{Kernels, Mode, Tile};
 use super::pack::{Block, Scratch, with_buffers};
 use crate::parallel;
@@ -54,7 +53,7 @@ unsafe impl Sync for Output {}
 
 /// Computes `c = a · b`; `pack` writes a block of `b` as panels of the given number of columns.
 pub(super) fn run(
-    isa: Isa,
+    kernels: Kernels,
     shape: Shape,
     a: &[f32],
     c: &mut [f32],
@@ -65,7 +64,6 @@ pub(super) fn run(
     if t == 0 || n == 0 {
         return;
     }
-    let kernels = Kernels::of(isa);
     let small = n * k * (t + 8) < MIN_PARALLEL;
     let cut = Cut::of(shape, kernels, if small { 1 } else { parallel::threads() });
     let col_groups = n.div_ceil(cut.cols);

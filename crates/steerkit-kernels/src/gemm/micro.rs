@@ -55,6 +55,18 @@ impl Kernels {
         }
     }
 
+    /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
+    /// and the processor offer them. A cell's product is the sum of two products, rounded as the instruction
+    /// `vdpbf16ps` does (subnormals count as 0).
+    pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            return Some(Self { nr: 32, by_rows: &x86::AVX512_BF16 });
+        }
+        let _ = isa;
+        None
+    }
+
     /// Rows of the tallest tile.
     pub(super) fn mr(self) -> usize {
         self.by_rows.len()
@@ -117,6 +129,9 @@ mod x86 {
     use super::{Mode, Tile};
     use std::arch::x86_64::*;
 
+    /// Inputs per round of the inner loop.
+    const UNROLL: usize = 4;
+
     /// A micro-kernel of `M` rows by two vectors.
     macro_rules! kernel {
         ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident,
@@ -134,20 +149,38 @@ mod x86 {
                         acc[i] = unsafe { [$load(c(i, 0)), $load(c(i, 1))] };
                     }
                 }
-                let (mut a, mut b) = (t.a, t.b);
-                for _ in 0..t.k {
-                    // SAFETY: the caller vouches for `k × nr` at `b`.
-                    let (b0, b1) = unsafe { ($load(b), $load(b.add($lanes))) };
+                // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
+                // arithmetic on the ports that the multiply-adds need.
+                let lda = t.lda;
+                // SAFETY: wrapping arithmetic; only rows below `M` are read.
+                let mut base: [*const f32; 4] = std::array::from_fn(|q| t.a.wrapping_add(3 * q * lda));
+                let mut b = t.b;
+                let mut left = t.k;
+                while left >= UNROLL {
+                    for p in 0..UNROLL {
+                        // SAFETY: the caller vouches for `k × nr` at `b`.
+                        let (b0, b1) =
+                            unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
+                        for i in 0..M {
+                            // SAFETY: the caller vouches for `rows × k` at `a`.
+                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
+                            acc[i][0] = $fma(x, b0, acc[i][0]);
+                            acc[i][1] = $fma(x, b1, acc[i][1]);
+                        }
+                    }
+                    base = base.map(|a| a.wrapping_add(UNROLL));
+                    b = b.wrapping_add(UNROLL * 2 * $lanes);
+                    left -= UNROLL;
+                }
+                for p in 0..left {
+                    // SAFETY: as above.
+                    let (b0, b1) =
+                        unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
                     for i in 0..M {
-                        // SAFETY: the caller vouches for `rows × k` at `a`.
-                        let x = $splat(unsafe { *a.add(i * t.lda) });
+                        // SAFETY: as above.
+                        let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
                         acc[i][0] = $fma(x, b0, acc[i][0]);
                         acc[i][1] = $fma(x, b1, acc[i][1]);
-                    }
-                    // SAFETY: at most one past the end of `a`'s first row and of `b`.
-                    unsafe {
-                        a = a.add(1);
-                        b = b.add(2 * $lanes);
                     }
                 }
                 for i in 0..M {
@@ -179,6 +212,17 @@ mod x86 {
         _mm512_mul_ps
     );
     kernel!(
+        avx512_bf16,
+        "avx512f,avx512bf16",
+        16,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        dot_pairs,
+        _mm512_mul_ps
+    );
+    kernel!(
         avx2,
         "avx2,fma",
         8,
@@ -190,7 +234,16 @@ mod x86 {
         _mm256_mul_ps
     );
 
-    pub(super) const AVX512: [unsafe fn(&Tile); 14] = [
+    /// `acc` plus the products of the bf16 pairs in `x` and `b`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dot_pairs(x: __m512, b: __m512, acc: __m512) -> __m512 {
+        // SAFETY: both types are 64 bytes that may have any value.
+        let pairs = |v: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(v) };
+        _mm512_dpbf16_ps(acc, pairs(x), pairs(b))
+    }
+
+    pub(super) const AVX512: [unsafe fn(&Tile); 12] = [
         avx512::<1>,
         avx512::<2>,
         avx512::<3>,
@@ -203,8 +256,20 @@ mod x86 {
         avx512::<10>,
         avx512::<11>,
         avx512::<12>,
-        avx512::<13>,
-        avx512::<14>,
+    ];
+    pub(super) const AVX512_BF16: [unsafe fn(&Tile); 12] = [
+        avx512_bf16::<1>,
+        avx512_bf16::<2>,
+        avx512_bf16::<3>,
+        avx512_bf16::<4>,
+        avx512_bf16::<5>,
+        avx512_bf16::<6>,
+        avx512_bf16::<7>,
+        avx512_bf16::<8>,
+        avx512_bf16::<9>,
+        avx512_bf16::<10>,
+        avx512_bf16::<11>,
+        avx512_bf16::<12>,
     ];
     pub(super) const AVX2: [unsafe fn(&Tile); 6] =
         [avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>];

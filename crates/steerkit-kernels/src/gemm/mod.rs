@@ -5,9 +5,15 @@
 //! nor on the processor's vector width. A reduction cut into blocks continues the chain through `c`, which
 //! loses nothing.
 //!
+//! With [`Precision::Bf16`] both inputs are first rounded to bf16, to nearest even. Where the processor has
+//! AVX512-BF16 the chain then takes two products at a time (`vdpbf16ps`, which also treats subnormals as 0);
+//! elsewhere it is the f32 chain of the rounded inputs. The order is fixed on each processor, so the promise
+//! about rows, work and threads holds; that about vector widths is for f32 only.
+//!
 //! Weights stay in their stored format: a task expands the panel of `W` that it works on into a buffer of its
 //! thread and uses it for all rows.
 
+mod bf16;
 mod driver;
 mod isa;
 mod micro;
@@ -21,6 +27,8 @@ pub use strided::product;
 
 use crate::{Matrix, Precision};
 use driver::Shape;
+use micro::Kernels;
+use pack::{Operand, Store};
 
 /// A strided view of a matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -37,18 +45,33 @@ pub struct View<'a> {
 ///
 /// # Panics
 /// When `x` or `y` has not exactly that shape.
-pub fn linear(w: &Matrix, x: &[f32], t: usize, y: &mut [f32], _precision: Precision) {
-    let isa = Isa::current();
+pub fn linear(w: &Matrix, x: &[f32], t: usize, y: &mut [f32], precision: Precision) {
     let shape = Shape { t, n: w.rows(), k: w.cols(), n_step: 1, k_step: w.block_len() };
-    driver::run(isa, shape, x, y, |at, nr, rows, out| pack::weight_rows(isa, w, at, nr, rows, out));
+    multiply(w, Operand::Rows, shape, x, y, precision);
 }
 
 /// The VJP of [`linear`]: `dx[t, cols] = dy[t, rows] · W`, over all threads.
 ///
 /// # Panics
 /// When `dy` or `dx` has not exactly that shape.
-pub fn linear_vjp(w: &Matrix, dy: &[f32], t: usize, dx: &mut [f32], _precision: Precision) {
-    let isa = Isa::current();
+pub fn linear_vjp(w: &Matrix, dy: &[f32], t: usize, dx: &mut [f32], precision: Precision) {
     let shape = Shape { t, n: w.cols(), k: w.rows(), n_step: w.block_len(), k_step: 1 };
-    driver::run(isa, shape, dy, dx, |at, nr, rows, out| pack::weight_cols(isa, w, at, nr, rows, out));
+    multiply(w, Operand::Cols, shape, dy, dx, precision);
+}
+
+fn multiply(w: &Matrix, operand: Operand, shape: Shape, a: &[f32], c: &mut [f32], precision: Precision) {
+    let isa = Isa::current();
+    let f32_kernels = Kernels::of(isa);
+    let pack =
+        |store| move |at, nr, rows: &mut _, out: &mut _| operand.pack(isa, w, store, at, nr, rows, out);
+    if precision == Precision::F32 {
+        return driver::run(f32_kernels, shape, a, c, pack(Store::F32));
+    }
+    bf16::with_rounded(isa, shape, a, |pairs, a| match pairs {
+        Some(kernels) => {
+            let cells = Shape { k: shape.k.div_ceil(2), k_step: shape.k_step.div_ceil(2), ..shape };
+            driver::run(kernels, cells, a, c, pack(Store::Bf16Pairs));
+        }
+        None => driver::run(f32_kernels, shape, a, c, pack(Store::Bf16)),
+    });
 }

@@ -168,6 +168,31 @@ fn assert_rows_are_independent(precision: Precision, isa: Isa) {
 fn a_rows_bits_do_not_depend_on_its_company() {
     for isa in Isa::available() {
         assert_rows_are_independent(Precision::F32, isa);
+        assert_rows_are_independent(Precision::Bf16, isa);
+    }
+}
+
+#[test]
+fn bf16_is_close_to_the_sum_of_rounded_inputs() {
+    let rounded = |x: &[f32]| x.iter().map(|&x| bf16::round(x)).collect::<Vec<f32>>();
+    for isa in Isa::available() {
+        for (t, n, k) in SHAPES {
+            let x = random(t * k, 15);
+            let x_rounded = rounded(&x);
+            let (w, w_t) =
+                (random_matrix(BlockFormat::F32, n, k, 16), random_matrix(BlockFormat::F32, k, n, 17));
+            let (mut y, mut dx) = (vec![f32::NAN; t * n], vec![f32::NAN; t * n]);
+            with_isa(isa, || {
+                linear(&w, &x, t, &mut y, Precision::Bf16);
+                linear_vjp(&w_t, &x, t, &mut dx, Precision::Bf16);
+            });
+            let (wide, wide_t) = (rounded(&expanded(&w)), rounded(&expanded(&w_t)));
+            for (i, j) in (0..t).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let row = &x_rounded[i * k..(i + 1) * k];
+                assert_near_f64(k, y[i * n + j], |p| row[p], |p| wide[j * k + p]);
+                assert_near_f64(k, dx[i * n + j], |p| row[p], |p| wide_t[p * n + j]);
+            }
+        }
     }
 }
 
