@@ -102,6 +102,28 @@ pub enum ModelError {
         model: String,
     },
 
+    /// A setting of a request outside its limits.
+    #[error("{name} is {found}, allowed is {allowed}")]
+    OutOfRange {
+        /// The setting.
+        name: String,
+        /// Its value.
+        found: String,
+        /// The values that would work.
+        allowed: String,
+    },
+
+    /// More requests than may wait.
+    #[error("{waiting} requests are waiting already")]
+    QueueFull {
+        /// How many.
+        waiting: usize,
+    },
+
+    /// Stopped by the caller.
+    #[error("interrupted")]
+    Interrupted,
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -206,8 +228,9 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
-            Self::UnknownModel { .. } => ErrorKind::Usage,
-            Self::Fetch { .. } => ErrorKind::Failed,
+            Self::UnknownModel { .. } | Self::OutOfRange { .. } => ErrorKind::Usage,
+            Self::Fetch { .. } | Self::QueueFull { .. } => ErrorKind::Failed,
+            Self::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::BadInput,
         }
     }

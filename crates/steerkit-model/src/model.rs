@@ -170,12 +170,16 @@ impl Model {
         Ok(Sequence { cache: self.decoder.new_cache(), edits })
     }
 
-    /// Reads new tokens of several sequences in one batch and gives the logits after each one's last token.
-    /// A sequence's logits do not depend on the others, nor on how its tokens are split over calls.
+    /// Reads new tokens of several sequences in one batch and gives, for each, the logits after its last token, or
+    /// what is wrong with them: one sequence whose numbers overflow does not spoil the others. A sequence's logits
+    /// do not depend on the others, nor on how its tokens are split over calls.
     ///
     /// # Shapes
-    /// Returns `[runs, v]`.
-    pub fn advance(&self, runs: &mut [Run<'_>]) -> Result<Vec<f32>> {
+    /// Returns `[v]` for each run.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary or beyond the context, before anything is read.
+    pub fn advance(&self, runs: &mut [Run<'_>]) -> Result<Vec<Result<Vec<f32>>>> {
         for run in runs.iter() {
             assert!(!run.tokens.is_empty(), "a run has at least one token");
             self.check_tokens(run.tokens, run.sequence.len() + run.tokens.len())?;
@@ -185,8 +189,15 @@ impl Model {
             .map(|r| CachedRun { edits: &r.sequence.edits, cache: &mut r.sequence.cache, tokens: r.tokens })
             .collect();
         let logits = self.decoder.advance(&mut cached)?;
-        self.check_finite("logits", &logits)?;
-        Ok(logits)
+        let checked = |(run, logits_v): (&Run<'_>, &[f32])| {
+            // Looking through all weights takes long; a steered text most likely went wrong by its vectors.
+            match run.sequence.edits.is_empty() {
+                true => self.check_finite("logits", logits_v)?,
+                false => check_numbers("logits under steering", logits_v)?,
+            }
+            Ok(logits_v.to_vec())
+        };
+        Ok(runs.iter().zip(logits.chunks_exact(self.config().vocab)).map(checked).collect())
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {
@@ -201,7 +212,8 @@ impl Model {
         self.check_tokens(&targets, 0)
     }
 
-    fn check_tokens(&self, tokens: &[u32], length: usize) -> Result<()> {
+    /// Whether every token is in the vocabulary, and a text of `length` in the context.
+    pub(crate) fn check_tokens(&self, tokens: &[u32], length: usize) -> Result<()> {
         let DecoderConfig { vocab, context, .. } = *self.config();
         match tokens.iter().find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(ModelError::UnknownToken { id, vocab }),
@@ -216,7 +228,8 @@ impl Model {
     }
 }
 
-fn check_numbers(place: &str, values: &[f32]) -> Result<()> {
+/// Refuses numbers that are not finite.
+pub(crate) fn check_numbers(place: &str, values: &[f32]) -> Result<()> {
     // A product with zero is NaN exactly for what is not finite, and this loop vectorises.
     if values.iter().map(|x| x * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
