@@ -1,41 +1,82 @@
-//! Which vector instructions this processor has, found once.
+//! Which instructions the kernels use.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
-/// Levels of vector instructions the kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A level of vector instructions. Results of [`Precision::F32`](crate::Precision::F32) are the same bits on
+/// every level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// Whatever the target guarantees.
+    /// Plain Rust.
     Portable,
-    /// AVX2 and FMA.
+    /// AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// Also AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// Also AMX tiles with bf16: as [`Avx512`](Self::Avx512) but for
+    /// [`Precision::Bf16`](crate::Precision::Bf16).
+    Amx,
 }
 
-/// The best level of this processor.
-pub fn isa() -> Isa {
-    static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(detect)
+thread_local! {
+    static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
 }
 
-#[cfg(target_arch = "x86_64")]
-fn detect() -> Isa {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    let avx512 = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl");
-    match (avx2, avx512) {
-        (true, true) => Isa::Avx512,
-        (true, false) => Isa::Avx2,
-        _ => Isa::Portable,
+impl Isa {
+    /// The levels that this processor has, slowest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Amx].into_iter().filter(|isa| isa.is_available())
+    }
+
+    /// Whether this processor has the level.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512.is_available() && crate::gemm::amx::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 | Self::Amx => false,
+        }
+    }
+
+    /// The level in use on this thread: the best one, unless [`with_isa`] chose another. Always available.
+    pub fn current() -> Self {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        FORCED.get().unwrap_or_else(|| {
+            *BEST.get_or_init(|| Self::available().last().expect("the portable level is always there"))
+        })
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn detect() -> Isa {
-    Isa::Portable
+/// Runs `f` with the kernels that it calls from this thread on level `isa`, for tests and measurements.
+///
+/// # Panics
+/// When this processor lacks `isa`.
+pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
+    /// Restores the former choice, also when `f` panics.
+    struct Restore(Option<Isa>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    assert!(isa.is_available(), "this processor lacks {isa:?}");
+    let _restore = Restore(FORCED.replace(Some(isa)));
+    f()
 }
 
 /// Defines a function whose body is compiled once per instruction level and chosen at run time. The body is
@@ -55,9 +96,9 @@ macro_rules! multiversion {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments, reason = "the wrapped function's own list")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                match $crate::isa::isa() {
+                match $crate::isa::Isa::current() {
                     // SAFETY: the level was detected on this processor.
-                    $crate::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: the level was detected on this processor.
                     $crate::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::isa::Isa::Portable => {}

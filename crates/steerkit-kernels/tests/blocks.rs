@@ -1,12 +1,14 @@
 //! Expansions against the Python package `gguf`; `tests/data/make_blocks.py` makes the cases.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 use steerkit_kernels::BlockFormat;
-use steerkit_kernels::gemm::{Isa, with_isa};
+use steerkit_kernels::isa::{Isa, with_isa};
 
 const CASES: &str = include_str!("data/blocks.txt");
 
 fn bytes(hex: &str) -> Vec<u8> {
-    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex")).collect()
 }
 
 #[test]

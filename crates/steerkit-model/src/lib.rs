@@ -6,6 +6,7 @@
 
 pub mod arch;
 mod backend;
+pub mod chat;
 pub mod config;
 mod decoder;
 pub mod edit;
@@ -17,11 +18,13 @@ pub mod hub;
 pub mod load;
 pub mod model;
 pub mod pack;
+pub mod prompting;
 pub mod sample;
 pub mod source;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
 pub use edit::{Edit, EditOp};
 pub use error::{ErrorKind, ModelError};
@@ -31,6 +34,7 @@ pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 pub use steerkit_kernels::Precision;
 pub use steerkit_kernels::parallel::{set_threads, threads};
+pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 

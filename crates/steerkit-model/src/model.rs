@@ -1,6 +1,7 @@
 //! A model on the machine it runs on: the one type that everything above the decoder uses.
 
 use crate::backend::cpu::Cpu;
+use crate::chat::ChatTemplate;
 use crate::decoder::{CachedRun, Decoder, KvCache};
 use crate::edit::{Edit, EditOp};
 use crate::load::{self, Loaded, ModelIdentity};
@@ -22,6 +23,8 @@ pub struct Model {
     decoder: Decoder<Cpu>,
     weights: Weights,
     tokenizer: Option<Tokenizer>,
+    /// A template that cannot be read is an error of those who want to use it.
+    chat_template: Option<Result<ChatTemplate>>,
     identity: ModelIdentity,
 }
 
@@ -96,9 +99,12 @@ impl Model {
 
     /// A model from loaded parts.
     pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
-        let Loaded { config, weights, tokenizer, identity, .. } = loaded;
+        let Loaded { config, weights, tokenizer, chat_template, identity } = loaded;
+        let text = |id: Option<u32>| tokenizer.as_ref().zip(id).and_then(|(t, id)| t.token_text(id));
+        let [bos, eos] = tokenizer.as_ref().map_or([None; 2], |t| [t.bos(), t.eos()]).map(text);
+        let chat_template = chat_template.map(|s| ChatTemplate::new(s, bos.as_deref(), eos.as_deref()));
         let decoder = Decoder::new(Cpu::new(options.precision), config, &weights)?;
-        Ok(Self { decoder, weights, tokenizer, identity })
+        Ok(Self { decoder, weights, tokenizer, chat_template, identity })
     }
 
     /// Shapes and switches of the decoder.
@@ -117,6 +123,21 @@ impl Model {
     /// When the file came without one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| ModelError::NoTokenizer { model: self.identity.name.clone() })
+    }
+
+    /// The chat template, where the file has one.
+    ///
+    /// # Errors
+    /// When the file has one that cannot be used.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
+        match &self.chat_template {
+            None => Ok(None),
+            Some(Ok(template)) => Ok(Some(template)),
+            Some(Err(ModelError::Template { found, hint })) => {
+                Err(ModelError::Template { found: found.clone(), hint: hint.clone() })
+            }
+            Some(Err(error)) => Err(ModelError::Template { found: error.to_string(), hint: None }),
+        }
     }
 
     /// The unsteered residual stream after block `layer`, `[t, d]`.

@@ -1,6 +1,6 @@
 //! Generation on a small random model: batches, streams, limits.
 
-#![allow(clippy::unwrap_used, reason = "test support")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

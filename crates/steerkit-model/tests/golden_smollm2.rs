@@ -69,7 +69,7 @@ fn golden_forward_and_gradient() {
         let size = truth.iter().fold(0f64, |m, x| m.max(x.abs()));
         let diff = max_diff(&gradient, &truth) / size;
         println!("d = {sign}: loss {loss:.6} ({expected:.6}), gradient within {diff:.1e} of PyTorch f32");
-        // PyTorch's own packed and padded f32 paths differ by 1.8e-5 here.
-        assert!(diff < 1e-4);
+        // PyTorch f32 is itself 2.5e-5 from f64 here.
+        assert!(diff < 3e-5);
     }
 }

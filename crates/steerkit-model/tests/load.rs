@@ -1,6 +1,6 @@
 //! Loading whole models: the repository's tiny ones, and SmolLM2 where `STEERKIT_TEST_SMOLLM2` names its file.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::{Path, PathBuf};
 use steerkit_kernels::Matrix;

@@ -1,4 +1,4 @@
-//! Steering vectors for frozen language models: preference data, vectors and plans, and what trains them.
+//! Bi-directional preference optimisation of steering vectors (BiPO, arXiv 2406.00045), and what grew from it.
 //!
 //! The library is synchronous and prints nothing.
 

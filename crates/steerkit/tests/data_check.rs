@@ -1,6 +1,6 @@
 //! The report on what preference data gives away.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
 

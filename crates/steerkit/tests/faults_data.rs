@@ -1,6 +1,6 @@
 //! Bad data files: each is answered with an error that names the place, or read with notes.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};

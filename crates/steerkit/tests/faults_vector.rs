@@ -1,6 +1,6 @@
 //! Vector files: what is written comes back, and bad files are answered with an error that names the place.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! The authors' own code on a tiny Llama, step by step.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 mod common;
 
 use common::*;
@@ -58,7 +60,11 @@ fn golden_official_run() {
     let off = off.fold(0.0, f64::max);
     assert!(off < 5e-6, "{off}");
     println!("largest differences: loss, gradient norm, |v| {worst:?}; final vector {off:e}");
-    assert_eq!(steps[0].loss, std::f64::consts::LN_2, "cached and scored log-probabilities are the same bits");
+    assert_eq!(
+        steps[0].loss,
+        std::f64::consts::LN_2,
+        "cached and scored log-probabilities are the same bits"
+    );
     for epoch in 1..=3 {
         assert!(recipe.out.join(format!("vectors/epoch-{epoch:03}.safetensors")).exists());
     }

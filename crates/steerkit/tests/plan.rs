@@ -1,5 +1,7 @@
 //! Plans: what they add up to, and what they refuse.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 use std::sync::Arc;
 
 use steerkit::plan::{PlanWarning, SteeringPlan};

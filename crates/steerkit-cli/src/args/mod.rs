@@ -12,12 +12,12 @@ mod vector;
 
 pub(crate) use bench::{BenchArgs, BenchDecode, BenchLoad, BenchTarget, BenchTrain};
 pub(crate) use chat::ChatArgs;
-pub(crate) use common::{Global, ModelArgs, PrecisionArg, PromptArgs, SamplingArgs, SteerSpec};
+pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
 pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg};
 pub(crate) use demo::DemoArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use model::{ModelCommand, ModelCommands};
-pub(crate) use train::{LayerArg, PresetArg, TrainArgs};
+pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{VectorArgs, VectorCommand};
 
 use clap::{Parser, Subcommand};

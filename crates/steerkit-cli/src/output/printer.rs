@@ -29,11 +29,6 @@ impl Printer {
         Self { json, quiet, colour, stderr_terminal }
     }
 
-    /// Whether results are JSON.
-    pub(crate) fn json(&self) -> bool {
-        self.json
-    }
-
     /// Whether bars may be drawn on stderr.
     pub(crate) fn draws(&self) -> bool {
         self.stderr_terminal && !self.quiet

@@ -1,9 +1,9 @@
 //! Rounding to bf16.
 
-use super::Isa;
 use super::driver::Shape;
 use super::micro::Kernels;
 use super::pack::Scratch;
+use crate::isa::Isa;
 use crate::parallel;
 use std::cell::Cell;
 use std::sync::Mutex;
@@ -47,7 +47,7 @@ macro_rules! with_features {
             match isa {
                 // SAFETY: levels inside this crate come from `Isa::current`, which the processor has.
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                Isa::Avx512 | Isa::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => unsafe { avx2($($arg),*) },

@@ -2,15 +2,17 @@
 //!
 //! Each element of the tile is one chain of fused multiply-adds in the order of `k`, in every kernel here.
 
-use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use crate::isa::Isa;
 
 /// What a micro-kernel does before and after its chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Mode {
     /// `c = chain from 0`.
     Start,
-    /// `c = chain from c`.
-    Continue,
+    /// `c += chain from 0`; on AMX the chain starts from `c`.
+    Add,
     /// `c = alpha · chain from 0`.
     Scale(f32),
     /// `c = fma(alpha, chain from 0, c)`.
@@ -48,7 +50,7 @@ impl Kernels {
     pub(super) fn of(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self { nr: 32, by_rows: &x86::AVX512 },
+            Isa::Avx512 | Isa::Amx => Self { nr: 32, by_rows: &x86::AVX512 },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self { nr: 16, by_rows: &x86::AVX2 },
             _ => Self { nr: PORTABLE_NR, by_rows: &PORTABLE },
@@ -56,9 +58,13 @@ impl Kernels {
     }
 
     /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
-    /// and the processor offer them. A cell's product is the sum of two products, rounded as the instruction
-    /// `vdpbf16ps` does (subnormals count as 0).
+    /// and the processor offer them. A cell's product is the sum of two products, rounded as the
+    /// processor does (subnormals count as 0). Modes `Start` and `Add` only.
     pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx {
+            return Some(Self { nr: amx::NR, by_rows: &amx::KERNELS });
+        }
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
             return Some(Self { nr: 32, by_rows: &x86::AVX512_BF16 });
@@ -94,12 +100,6 @@ unsafe fn portable<const M: usize>(t: &Tile) {
     // SAFETY: the caller vouches for `rows × nr` at `c`.
     let row = |i: usize| unsafe { t.c.add(i * t.ldc).cast::<[f32; NR]>() };
     let mut acc = [[0f32; NR]; M];
-    if let Mode::Continue = t.mode {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as `row`; arrays of f32 need no more than f32's alignment.
-            *acc = unsafe { *row(i) };
-        }
-    }
     for p in 0..t.k {
         // SAFETY: the caller vouches for `k × nr` at `b`.
         let b = unsafe { &*t.b.add(p * NR).cast::<[f32; NR]>() };
@@ -116,7 +116,8 @@ unsafe fn portable<const M: usize>(t: &Tile) {
         let c = unsafe { &mut *row(i) };
         for (c, &x) in c.iter_mut().zip(acc) {
             *c = match t.mode {
-                Mode::Start | Mode::Continue => x,
+                Mode::Start => x,
+                Mode::Add => *c + x,
                 Mode::Scale(alpha) => alpha * x,
                 Mode::AddScaled(alpha) => alpha.mul_add(x, *c),
             };
@@ -135,7 +136,7 @@ mod x86 {
     /// A micro-kernel of `M` rows by two vectors.
     macro_rules! kernel {
         ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident,
-         $fma:ident, $mul:ident) => {
+         $fma:ident, $mul:ident, $add:ident) => {
             /// # Safety
             /// As [`Kernels::run`](super::Kernels::run).
             #[target_feature(enable = $features)]
@@ -143,52 +144,44 @@ mod x86 {
                 let mut acc = [[$zero(); 2]; M];
                 // SAFETY: the caller vouches for `rows × nr` at `c`.
                 let c = |i: usize, h: usize| unsafe { t.c.add(i * t.ldc + h * $lanes) };
-                if let Mode::Continue = t.mode {
-                    for i in 0..M {
-                        // SAFETY: as `c`.
-                        acc[i] = unsafe { [$load(c(i, 0)), $load(c(i, 1))] };
-                    }
-                }
                 // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
                 // arithmetic on the ports that the multiply-adds need.
                 let lda = t.lda;
-                // SAFETY: wrapping arithmetic; only rows below `M` are read.
                 let mut base: [*const f32; 4] = std::array::from_fn(|q| t.a.wrapping_add(3 * q * lda));
                 let mut b = t.b;
                 let mut left = t.k;
-                while left >= UNROLL {
-                    for p in 0..UNROLL {
+                macro_rules! step {
+                    ($p:ident) => {
                         // SAFETY: the caller vouches for `k × nr` at `b`.
-                        let (b0, b1) =
-                            unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
+                        let b0 = unsafe { $load(b.add($p * 2 * $lanes)) };
+                        // SAFETY: as above.
+                        let b1 = unsafe { $load(b.add($p * 2 * $lanes + $lanes)) };
                         for i in 0..M {
                             // SAFETY: the caller vouches for `rows × k` at `a`.
-                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
+                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + $p) });
                             acc[i][0] = $fma(x, b0, acc[i][0]);
                             acc[i][1] = $fma(x, b1, acc[i][1]);
                         }
+                    };
+                }
+                while left >= UNROLL {
+                    for p in 0..UNROLL {
+                        step!(p);
                     }
                     base = base.map(|a| a.wrapping_add(UNROLL));
                     b = b.wrapping_add(UNROLL * 2 * $lanes);
                     left -= UNROLL;
                 }
                 for p in 0..left {
-                    // SAFETY: as above.
-                    let (b0, b1) =
-                        unsafe { ($load(b.add(p * 2 * $lanes)), $load(b.add(p * 2 * $lanes + $lanes))) };
-                    for i in 0..M {
-                        // SAFETY: as above.
-                        let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + p) });
-                        acc[i][0] = $fma(x, b0, acc[i][0]);
-                        acc[i][1] = $fma(x, b1, acc[i][1]);
-                    }
+                    step!(p);
                 }
                 for i in 0..M {
                     for h in 0..2 {
                         // SAFETY: as `c`.
                         unsafe {
                             let y = match t.mode {
-                                Mode::Start | Mode::Continue => acc[i][h],
+                                Mode::Start => acc[i][h],
+                                Mode::Add => $add($load(c(i, h)), acc[i][h]),
                                 Mode::Scale(alpha) => $mul($splat(alpha), acc[i][h]),
                                 Mode::AddScaled(alpha) => $fma($splat(alpha), acc[i][h], $load(c(i, h))),
                             };
@@ -209,7 +202,8 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_set1_ps,
         _mm512_fmadd_ps,
-        _mm512_mul_ps
+        _mm512_mul_ps,
+        _mm512_add_ps
     );
     kernel!(
         avx512_bf16,
@@ -220,7 +214,8 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_set1_ps,
         dot_pairs,
-        _mm512_mul_ps
+        _mm512_mul_ps,
+        _mm512_add_ps
     );
     kernel!(
         avx2,
@@ -231,7 +226,8 @@ mod x86 {
         _mm256_storeu_ps,
         _mm256_set1_ps,
         _mm256_fmadd_ps,
-        _mm256_mul_ps
+        _mm256_mul_ps,
+        _mm256_add_ps
     );
 
     /// `acc` plus the products of the bf16 pairs in `x` and `b`.

@@ -25,7 +25,8 @@ impl Scratch {
         if self.0.len() < lines {
             self.0.resize(lines, Line([0.0; 16]));
         }
-        // SAFETY: `Line` is sixteen `f32` and nothing else, and the vector holds at least `lines` of them.
+        let lines = self.0.len();
+        // SAFETY: `Line` is sixteen `f32` and nothing else, and the vector holds `lines` of them.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<f32>(), lines * 16) }
     }
 }
@@ -209,13 +210,15 @@ pub(super) fn panel(isa: Isa, b: View<'_>, k: usize, j: usize, n: usize, nr: usi
     }
 }
 
-/// Copies rows `i..i + height` of `a` to rows of `k` neighbouring numbers.
-pub(super) fn strip(a: View<'_>, i: usize, height: usize, k: usize, out: &mut [f32]) {
-    // Inputs outside, rows inside: where rows are neighbours in `a`, reads run along cache lines.
-    for p in 0..k {
-        let from = &a.data[i * a.row_stride + p * a.col_stride..];
-        for r in 0..height {
-            out[r * k + p] = from[r * a.row_stride];
+/// Copies rows `i..i + rows` of `a` to rows of `k` neighbouring numbers.
+pub(super) fn strips(isa: Isa, a: View<'_>, i: usize, rows: usize, k: usize, out: &mut [f32]) {
+    let whole = if a.row_stride == 1 { k / 16 * 16 } else { 0 };
+    for p in (0..whole).step_by(16) {
+        transpose(isa, &a.data[p * a.col_stride + i..], a.col_stride, rows, &mut out[p..], k);
+    }
+    for p in whole..k {
+        for r in 0..rows {
+            out[r * k + p] = a.data[(i + r) * a.row_stride + p * a.col_stride];
         }
     }
 }
@@ -225,7 +228,7 @@ fn transpose(isa: Isa, rows: &[f32], stride: usize, k: usize, out: &mut [f32], l
     assert!(rows.len() >= 15 * stride + k && out.len() >= (k - 1) * ldo + 16);
     let whole = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
+        Isa::Avx512 | Isa::Amx => {
             let whole = k / 16 * 16;
             for p in (0..whole).step_by(16) {
                 // SAFETY: the assertion covers rows `0..16` from `p` to `p + 16` and the lines of `out`; the

@@ -76,8 +76,11 @@ impl Tokenizer {
         let mut added_as_text = inner.get_added_vocabulary().clone();
         added_as_text.set_encode_special_tokens(true);
         let decoder = inner.get_added_vocabulary().get_added_tokens_decoder();
-        let control: Vec<String> =
-            decoder.values().filter(|token| token.special).map(|token| token.content.clone()).collect();
+        let control: Vec<String> = decoder
+            .values()
+            .filter(|token| token.special && !token.content.is_empty())
+            .map(|token| token.content.clone())
+            .collect();
         let named_ends = END_TEXTS
             .iter()
             .filter(|text| control.iter().any(|token| token == *text))
@@ -106,6 +109,54 @@ impl Tokenizer {
         }
         words.tokenize(|word| self.inner.get_model().tokenize(word.get())).map_err(failed)?;
         Ok(words.into_encoding(None, 0, OffsetType::None).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// The ids of a text that comes in pieces, some of which must not be read for control tokens. Words may reach across
+    /// pieces, so that with no control token spelt in an [`Specials::AsText`] piece the ids are those of the whole text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_pieces<'a>(
+        &self,
+        pieces: impl IntoIterator<Item = (&'a str, Specials)>,
+    ) -> Result<Vec<u32>> {
+        let pieces: Vec<_> = pieces.into_iter().collect();
+        let whole: String = pieces.iter().map(|&(text, _)| text).collect();
+        let meant = pieces.iter().filter(|(_, specials)| *specials == Specials::Parse);
+        if self.count_control(&whole) == meant.map(|(text, _)| self.count_control(text)).sum::<usize>() {
+            return self.encode(&whole, Specials::Parse);
+        }
+        let mut ids = Vec::new();
+        let mut words = String::new();
+        for (text, specials) in pieces {
+            let control = match specials {
+                Specials::Parse => self.control_span(text),
+                Specials::AsText => None,
+            };
+            let Some((from, to)) = control else {
+                words.push_str(text);
+                continue;
+            };
+            words.push_str(&text[..from]);
+            ids.extend(self.encode(&words, Specials::AsText)?);
+            ids.extend(self.encode(&text[from..to], Specials::Parse)?);
+            words.clear();
+            words.push_str(&text[to..]);
+        }
+        ids.extend(self.encode(&words, Specials::AsText)?);
+        Ok(ids)
+    }
+
+    fn count_control(&self, text: &str) -> usize {
+        self.control.iter().map(|token| text.matches(token.as_str()).count()).sum()
+    }
+
+    /// From the beginning of the first control token in `text` to the end of the last.
+    fn control_span(&self, text: &str) -> Option<(usize, usize)> {
+        let from = self.control.iter().filter_map(|token| text.find(token.as_str())).min()?;
+        let to =
+            self.control.iter().filter_map(|token| Some(text.rfind(token.as_str())? + token.len())).max()?;
+        Some((from, to))
     }
 
     /// The text of `ids`, control tokens included. Bytes that are no UTF-8, and ids outside the vocabulary, become

@@ -15,6 +15,8 @@ const WIDTH: f64 = 480.0;
 const PLOT_HEIGHT: f64 = 190.0;
 /// Distance of everything from the edges.
 const PAD: f64 = 14.0;
+/// Height of the line that names the vertical axis, above the plot.
+const CAPTION_ROW: f64 = 38.0;
 /// A line with more points than this is drawn without marks.
 const MAX_MARKS: usize = 40;
 /// Values beyond this are left out like NaN: no axis could show them beside others.
@@ -159,7 +161,7 @@ impl Chart {
     }
 
     fn shows_y(&self, y: f64) -> bool {
-        shows(y) && (!self.y.log || y > 0.0)
+        shows(y) && (!self.y.log || y > 1.0 / MAX_VALUE)
     }
 
     /// The interval of a point, when both its ends can be drawn.
@@ -224,7 +226,7 @@ impl<'a> Drawing<'a> {
         let legend = legend_places(chart);
         let legend_rows = legend.last().map_or(0, |entry| entry.2 + 1);
         let left = PAD + 8.5 * y.label_chars() as f64 + 8.0;
-        let top = PAD + 19.0 * title.len() as f64 + 20.0 * legend_rows as f64 + 24.0;
+        let top = PAD + 19.0 * title.len() as f64 + 20.0 * legend_rows as f64 + CAPTION_ROW;
         let plot = (left, top, WIDTH - PAD - 8.0, top + PLOT_HEIGHT);
         let (x, y) = (x.over(plot.0, plot.2), y.over(plot.3, plot.1));
         Self { chart, title, legend, x, y, plot, out: String::new() }
@@ -279,7 +281,8 @@ impl<'a> Drawing<'a> {
         for (row, line) in std::mem::take(&mut self.title).iter().enumerate() {
             self.text(PAD, PAD + 14.0 + 19.0 * row as f64, "name", "start", line);
         }
-        let first_row = self.plot.1 - 24.0 - 20.0 * self.legend.last().map_or(0, |entry| entry.2 + 1) as f64;
+        let first_row =
+            self.plot.1 - CAPTION_ROW - 20.0 * self.legend.last().map_or(0, |entry| entry.2 + 1) as f64;
         for (index, left, row) in std::mem::take(&mut self.legend) {
             let y = first_row + 14.0 + 20.0 * row as f64;
             let series = &self.chart.series[index];
@@ -311,7 +314,7 @@ impl<'a> Drawing<'a> {
             self.text(x, bottom + 20.0, "soft", "middle", &tick.label);
         }
         self.line("axis", (left, bottom), (right, bottom));
-        self.text(PAD, top - 11.0, "soft", "start", &self.chart.y.caption());
+        self.text(PAD, top - 17.0, "soft", "start", &self.chart.y.caption());
         self.text((left + right) / 2.0, bottom + 41.0, "soft", "middle", &self.chart.x.caption());
     }
 

@@ -77,7 +77,8 @@ fn facts(out: &mut String, run: &RunFacts) {
     out.push_str("<dl class=\"facts\">\n");
     for (name, value) in facts {
         if let Some(value) = value {
-            put(out, format_args!("<div><dt>{name}</dt><dd>{}</dd></div>\n", escape(&value)));
+            let class = if name == "Model" { " class=\"wide\"" } else { "" };
+            put(out, format_args!("<div{class}><dt>{name}</dt><dd>{}</dd></div>\n", escape(&value)));
         }
     }
     out.push_str("</dl>\n");
@@ -97,7 +98,7 @@ fn effect(out: &mut String, report: &Report) {
         "How much likelier than before the chosen answer has become, relative to the rejected one, in summed \
          log-probabilities; 0 at multiplier 0."
             .to_string(),
-        "The share of held-out pairs whose margin moved in the direction of the multiplier.".to_string(),
+        "The share of held-out pairs whose margin moved in the direction of the multiplier; at 0 nothing moves.".to_string(),
         report.surface.definition().to_string(),
     ];
     gallery(out, &charts, &captions);
@@ -170,12 +171,14 @@ fn chart_table(out: &mut String, chart: &Chart) {
         put(out, format_args!("<th scope=\"col\">{}</th>", escape(&series.label)));
     }
     out.push_str("</tr></thead>\n<tbody>\n");
+    let values: Vec<f64> = chart.series.iter().flat_map(|s| chart.drawn(s)).map(|p| p.y).collect();
+    let write = column_format(&values, chart.y.format);
     for x in xs {
         put(out, format_args!("<tr><th scope=\"row\">{}</th>", chart.x.format.value(x)));
         for series in &chart.series {
             let found = chart.drawn(series).find(|p| p.x == x);
             let shown = found.map(|p| Estimate { value: p.y, interval: chart.interval(p) });
-            cell(out, shown, chart.y.format);
+            cell(out, shown, &write);
         }
         out.push_str("</tr>\n");
     }
@@ -183,49 +186,71 @@ fn chart_table(out: &mut String, chart: &Chart) {
 }
 
 /// A table cell: the value, and below it the interval.
-fn cell(out: &mut String, estimate: Option<Estimate>, format: TickFormat) {
+fn cell(out: &mut String, estimate: Option<Estimate>, write: &dyn Fn(f64) -> String) {
     let Some(estimate) = estimate else { return out.push_str("<td>\u{2013}</td>") };
-    put(out, format_args!("<td>{}", format.value(estimate.value)));
+    put(out, format_args!("<td>{}", write(estimate.value)));
     if let Some((low, high)) = estimate.interval {
-        put(out, format_args!("<small>{} to {}</small>", format.value(low), format.value(high)));
+        put(out, format_args!("<small>{} to {}</small>", write(low), write(high)));
     }
     out.push_str("</td>");
 }
 
-/// A column of the dose table: heading, how its numbers are written, where they come from.
-type Column = (String, TickFormat, fn(&Dose) -> Option<Estimate>);
+/// How the numbers of a column are written: with the same decimals throughout, three significant digits for the
+/// largest; each for itself when all are above 0 and they differ by orders of magnitude.
+fn column_format(values: &[f64], format: TickFormat) -> impl Fn(f64) -> String + use<> {
+    let largest = values.iter().copied().map(f64::abs).filter(|v| v.is_finite()).fold(0.0, f64::max);
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let far_apart = smallest > 0.0 && largest > 300.0 * smallest;
+    let alike = format == TickFormat::Percent || (1e-2..1e6).contains(&largest) && !far_apart;
+    let decimals = if largest > 0.0 { (2 - largest.log10().floor() as i32).clamp(0, 4) as usize } else { 0 };
+    move |value| if alike { format.value_with(value, decimals) } else { format.value(value) }
+}
+
+/// A column of the dose table: heading, unit, how its numbers are written, where they come from.
+type Column = (String, &'static str, TickFormat, fn(&Dose) -> Option<Estimate>);
 
 fn dose_table(out: &mut String, report: &Report) {
-    let surface = format!("{} ({})", capitalized(report.surface.name()), report.surface.unit());
+    let surface = capitalized(report.surface.name());
     let columns: [Column; 5] = [
-        ("Margin (nats)".into(), TickFormat::Plain, |d| d.margin),
-        ("Accuracy".into(), TickFormat::Percent, |d| d.accuracy),
-        (surface, surface_format(report.surface), |d| d.surface),
-        ("Perplexity".into(), TickFormat::Plain, |d| d.perplexity),
-        ("Distinct-3".into(), TickFormat::Plain, |d| d.distinct_3),
+        ("Margin".into(), "nats", TickFormat::Plain, |d| d.margin),
+        ("Accuracy".into(), "", TickFormat::Percent, |d| d.accuracy),
+        (surface, report.surface.unit(), surface_format(report.surface), |d| d.surface),
+        ("Perplexity".into(), "", TickFormat::Plain, |d| d.perplexity),
+        ("Distinct-3".into(), "", TickFormat::Plain, |d| d.distinct_3),
     ];
     let columns: Vec<&Column> =
-        columns.iter().filter(|(_, _, get)| report.doses.iter().any(|d| get(d).is_some())).collect();
+        columns.iter().filter(|(_, _, _, get)| report.doses.iter().any(|d| get(d).is_some())).collect();
     out.push_str(
-        "<div class=\"panel scroll\"><table>\n<caption>Dose and response. Small print: intervals. Accuracy at 0 is \
-         the share of pairs that the plain model ranks rightly.</caption>\n<thead><tr><th scope=\"col\">Multiplier</th>",
+        "<div class=\"panel scroll\"><table>\n<caption>Dose and response</caption>\n<thead><tr>\
+         <th scope=\"col\">Multiplier</th>",
     );
-    for (heading, _, _) in &columns {
-        put(out, format_args!("<th scope=\"col\">{}</th>", escape(heading)));
+    for (heading, unit, _, _) in &columns {
+        put(out, format_args!("<th scope=\"col\">{}<small>{unit}</small></th>", escape(heading)));
     }
     out.push_str("</tr></thead>\n<tbody>\n");
+    let writes: Vec<_> = columns
+        .iter()
+        .map(|(_, _, format, get)| {
+            let values: Vec<f64> =
+                report.doses.iter().filter_map(get).map(|estimate| estimate.value).collect();
+            column_format(&values, *format)
+        })
+        .collect();
     for dose in &report.doses {
         let class = if dose.multiplier == 0.0 { " class=\"plain\"" } else { "" };
         put(
             out,
             format_args!("<tr{class}><th scope=\"row\">{}</th>", TickFormat::Signed.value(dose.multiplier)),
         );
-        for (_, format, get) in &columns {
-            cell(out, get(dose), *format);
+        for ((_, _, _, get), write) in columns.iter().zip(&writes) {
+            cell(out, get(dose), write);
         }
         out.push_str("</tr>\n");
     }
-    out.push_str("</tbody>\n</table></div>\n");
+    out.push_str(
+        "</tbody>\n</table></div>\n<p class=\"about\">Small print: intervals. Accuracy at 0 is the share of pairs whose \
+         chosen answer the plain model finds likelier.</p>\n",
+    );
 }
 
 fn answers(out: &mut String, comparisons: &[Comparison], behavior: &str) {

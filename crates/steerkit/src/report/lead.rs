@@ -12,7 +12,7 @@ pub(super) fn lead(report: &Report) -> String {
     let run = &report.run;
     let trained = format!(
         "A steering vector for <strong>{}</strong> was trained with {} on {} preference pairs in {}. It is added to \
-         the residual stream of {} after block {} of {}; a multiplier sets how strongly and in which direction.",
+         the residual stream of {} after block {} of {} (counted from 0); a multiplier sets how strongly and in which direction.",
         escape(&run.behavior),
         escape(&run.method),
         compact(run.train_pairs as f64, 3),

@@ -25,6 +25,17 @@ impl TickFormat {
         }
     }
 
+    /// One value with a given number of decimals, as a column of a table writes it.
+    pub(super) fn value_with(self, value: f64, decimals: usize) -> String {
+        match self {
+            Self::Plain => fixed(value, decimals, false),
+            Self::Signed if value > 0.0 => format!("+{}", fixed(value, decimals, false)),
+            Self::Signed => fixed(value, decimals, false),
+            Self::Percent if !value.is_finite() => fixed(value, 0, false),
+            Self::Percent => format!("{}%", fixed(100.0 * value, decimals.saturating_sub(2), false)),
+        }
+    }
+
     /// A tick label, with as many decimals as ticks `step` apart need.
     fn tick(self, value: f64, step: f64) -> String {
         let (value, step) = if self == Self::Percent { (100.0 * value, 100.0 * step) } else { (value, step) };
@@ -81,7 +92,7 @@ impl Scale {
             Some((low, high)) if low < high => (low, high),
             _ => spread_out(extent(values).unwrap_or((0.0, 1.0))),
         };
-        let step = nice_step((high - low) / 4.5);
+        let step = nice_step((high - low) / 5.5);
         let widened =
             |value: f64, up: bool| if up { (value / step).ceil() } else { (value / step).floor() } * step;
         let range = match fixed {
@@ -130,7 +141,7 @@ impl Scale {
 
     /// The pixel of a value; values outside a fixed range are drawn on its edge.
     pub(super) fn pixel(&self, value: f64) -> f64 {
-        let place = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
+        let place = |v: f64| if self.log { v.max(1e-30).ln() } else { v };
         let (low, high) = (place(self.range.0), place(self.range.1));
         let share = ((place(value) - low) / (high - low)).clamp(0.0, 1.0);
         self.pixels.0 + share * (self.pixels.1 - self.pixels.0)
@@ -158,9 +169,9 @@ pub(super) fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 /// A range of some width: equal (or nearly equal) ends move apart.
 fn spread_out((low, high): (f64, f64)) -> (f64, f64) {
     let size = low.abs().max(high.abs());
-    if high - low > 1e-9 * size {
+    if high - low > 1e-9 * size.max(1e-30) {
         (low, high)
-    } else if size < f64::MIN_POSITIVE {
+    } else if size < 1e-30 {
         (-1.0, 1.0)
     } else {
         (low - 0.1 * size, high + 0.1 * size)
@@ -185,13 +196,13 @@ mod tests {
     #[test]
     fn linear_ticks_are_nice() {
         let scale = Scale::linear([-1.3, 7.9].into_iter(), None, true, TickFormat::Plain);
-        assert_eq!(labels(&scale), ["\u{2212}2.5", "0.0", "2.5", "5.0", "7.5", "10.0"]);
+        assert_eq!(labels(&scale), ["\u{2212}2", "0", "2", "4", "6", "8"]);
         let scale = Scale::linear([-2.0, 2.0].into_iter(), None, false, TickFormat::Signed);
         assert_eq!(labels(&scale), ["\u{2212}2", "\u{2212}1", "0", "+1", "+2"]);
         let scale = Scale::linear([0.4].into_iter(), Some((0.0, 1.0)), true, TickFormat::Percent);
-        assert_eq!(labels(&scale), ["0%", "25%", "50%", "75%", "100%"]);
+        assert_eq!(labels(&scale), ["0%", "20%", "40%", "60%", "80%", "100%"]);
         let scale = Scale::linear([0.0, 48_000.0].into_iter(), None, true, TickFormat::Plain);
-        assert_eq!(labels(&scale), ["0", "20,000", "40,000", "60,000"]);
+        assert_eq!(labels(&scale), ["0", "10,000", "20,000", "30,000", "40,000", "50,000"]);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Checkpoint {
         let next = folder.join("next.checkpoint");
         write_atomic(&next, self.to_text().as_bytes())?;
         match fs::rename(&latest, previous) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => fs::rename(next, latest),
         }
     }

@@ -58,3 +58,45 @@ pub(crate) fn available() -> Option<u64> {
     let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steerkit_model::config::{Rope, RopePairing, RopeScaling};
+
+    /// Fault 37: a run that cannot fit is refused, with a number of rows where one would.
+    #[test]
+    fn a_run_that_does_not_fit_is_refused() {
+        let rope = Rope { theta: 1e5, pairing: RopePairing::Adjacent, scaling: RopeScaling::None };
+        let config = DecoderConfig {
+            architecture: "llama".into(),
+            n_layers: 30,
+            d_model: 576,
+            n_heads: 9,
+            n_kv_heads: 3,
+            head_dim: 64,
+            d_ff: 1536,
+            vocab: 49_152,
+            context: 2048,
+            norm_eps: 1e-5,
+            rope,
+        };
+        let footprint = Footprint {
+            config: &config,
+            layer: 15,
+            cached: 100_000_000,
+            longest_pair: 200,
+            all_rows: 1280,
+            scored_share: 0.5,
+        };
+        assert!(footprint.check(4096, None).is_ok());
+        assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
+        let few = |available| match footprint.check(4096, Some(available)) {
+            Err(SteerError::Memory { fitting_rows, .. }) => fitting_rows,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(few(footprint.bytes(1280) - 1), Some(640));
+        assert_eq!(few(footprint.bytes(200)), Some(200));
+        assert_eq!(few(footprint.bytes(200) - 1), None);
+    }
+}

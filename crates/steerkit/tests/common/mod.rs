@@ -1,5 +1,6 @@
 //! What several tests of training share.
-#![allow(dead_code)] // Each test file uses its part.
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -13,25 +14,25 @@ use steerkit::{
 use steerkit_model::{Model, OpenOptions};
 
 /// The tiny Llama of the official run: 4 blocks of width 16.
-pub fn tiny_model() -> Model {
+pub(crate) fn tiny_model() -> Model {
     Model::open(&goldens().join("model"), &OpenOptions::default()).unwrap()
 }
 
 /// The golden files of the official run.
-pub fn goldens() -> PathBuf {
+pub(crate) fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/goldens/official_run")
 }
 
-pub fn read_json(path: &Path) -> Value {
+pub(crate) fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-pub fn ids(value: &Value) -> Vec<u32> {
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
 }
 
 /// The ten pairs of the official run.
-pub fn official_pairs() -> Vec<TokenPair> {
+pub(crate) fn official_pairs() -> Vec<TokenPair> {
     let json = read_json(&goldens().join("official.json"));
     let response = |pair: &Value, side: &str| {
         let labels = pair[format!("{side}_labels")].as_array().unwrap();
@@ -48,13 +49,13 @@ pub fn official_pairs() -> Vec<TokenPair> {
     json["tokens"].as_array().unwrap().iter().map(pair).collect()
 }
 
-pub fn token_set(pairs: Vec<TokenPair>) -> TokenSet {
+pub(crate) fn token_set(pairs: Vec<TokenPair>) -> TokenSet {
     let rows = (0..pairs.len()).collect();
     TokenSet { pairs, rows, sha256: "data of a test".into() }
 }
 
 /// A recipe of `preset` at layer 1 into `out`, its cache off, with more settings.
-pub fn recipe(preset: &str, out: &Path, more: &[(&str, &str)]) -> Recipe {
+pub(crate) fn recipe(preset: &str, out: &Path, more: &[(&str, &str)]) -> Recipe {
     let mut draft = Draft::default();
     for (key, value) in [("model", "tiny"), ("data.train", "pairs"), ("preset", preset)] {
         draft.set_text(key, value);
@@ -67,7 +68,12 @@ pub fn recipe(preset: &str, out: &Path, more: &[(&str, &str)]) -> Recipe {
 }
 
 /// Trains without being disturbed and returns the steps with the outcome.
-pub fn run(start: Start, model: &Model, recipe: &Recipe, data: &RunData) -> Result<(Outcome, Vec<StepRecord>)> {
+pub(crate) fn run(
+    start: Start,
+    model: &Model,
+    recipe: &Recipe,
+    data: &RunData,
+) -> Result<(Outcome, Vec<StepRecord>)> {
     let mut steps = Vec::new();
     let mut observer = |event: Event<'_>| {
         if let Event::Step { record, .. } = event {
@@ -76,4 +82,28 @@ pub fn run(start: Start, model: &Model, recipe: &Recipe, data: &RunData) -> Resu
     };
     let outcome = train_tokens(start, model, recipe, data, &mut observer, &AtomicBool::new(false))?;
     Ok((outcome, steps))
+}
+
+/// Twelve short pairs, made of token ids without meaning.
+pub(crate) fn short_pairs() -> Vec<TokenPair> {
+    let tokens =
+        |pair: u32, from: u32, n: u32| (0..n).map(|i| 100 + (pair * 37 + from + i * 11) % 900).collect();
+    let pair = |i: u32| TokenPair {
+        prompt: tokens(i, 0, 3 + i % 4),
+        chosen: tokens(i, 300, 2 + i % 3),
+        rejected: tokens(i, 600, 2 + (i + 1) % 4),
+    };
+    (0..12).map(pair).collect()
+}
+
+/// [`short_pairs`] as the data of a run, the last four as `valid`.
+pub(crate) fn short_data() -> RunData {
+    let mut train = short_pairs();
+    let valid = train.split_off(8);
+    RunData { train: token_set(train), valid: Some(token_set(valid)), ..RunData::default() }
+}
+
+/// The bytes of a run's vector.
+pub(crate) fn vector_bytes(recipe: &Recipe) -> Vec<u8> {
+    std::fs::read(recipe.out.join("vector.safetensors")).unwrap()
 }
