@@ -108,7 +108,7 @@ fn recipe(bench: &TrainBench<'_>) -> Result<Recipe> {
 
 /// The first `n` pairs as tokens, prompted as a recipe does by default.
 fn tokens(model: &Model, data: &Dataset, n: usize) -> Result<Vec<TokenPair>> {
-    let prompting = Prompting::new(model.tokenizer()?, model.chat_template());
+    let prompting = Prompting::new(model.tokenizer()?, model.chat_template()?);
     let pair = |p: &crate::PreferencePair| {
         let tokens = prompting.pair(&p.prompt, &p.chosen, &p.rejected)?;
         Ok(TokenPair { prompt: tokens.prompt, chosen: tokens.chosen, rejected: tokens.rejected })

@@ -9,15 +9,15 @@ use steerkit_model::Precision;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// Print results as JSON: one object per result, the last line of stdout is the last result
-    #[arg(long, global = true, help_heading = "Output")]
+    #[arg(long, global = true, help_heading = "Every command")]
     pub(crate) json: bool,
     /// Print only results and errors
-    #[arg(long, short, global = true, help_heading = "Output")]
+    #[arg(long, short, global = true, help_heading = "Every command")]
     pub(crate) quiet: bool,
     /// Threads to compute with [default: all cores]
     ///
     /// The number of threads changes the speed, never the result.
-    #[arg(long, value_name = "N", global = true, help_heading = "Output", value_parser = threads)]
+    #[arg(long, value_name = "N", global = true, help_heading = "Every command", value_parser = threads)]
     pub(crate) threads: Option<usize>,
 }
 

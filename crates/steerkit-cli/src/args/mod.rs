@@ -36,12 +36,14 @@ use clap::{Parser, Subcommand};
     max_term_width = 100,
     after_help = "\
 Begin with:
-  steerkit demo                                         train a vector and see what it does, in about a minute
-  steerkit train --model smollm2-135m --data pairs.csv  a vector from your own pairs
-  steerkit chat --model smollm2-135m --steer runs/pairs/vector.safetensors=1
+  steerkit demo
+      Trains a vector on a small model and shows what it does, in about a minute.
+  steerkit train --model smollm2-135m --data pairs.csv
+      A vector from your own pairs, in runs/pairs.
+  steerkit chat --model smollm2-135m --steer pairs=1
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong use, 3 bad input,
-4 file system, 5 training diverged, 130 interrupted."
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong use,
+3 bad input, 4 file system, 5 training diverged, 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

@@ -24,7 +24,7 @@ Examples:
       The paper's settings, with two of them changed.
   steerkit train recipes/power.toml --seed 7
   steerkit train --out runs/pairs --resume
-      Goes on where an interrupted run stopped; the result has the same bytes.
+      Goes on where an interrupted run stopped, with the recipe in its folder.
 
 Ctrl-C writes a checkpoint and prints the command that resumes the run; a second Ctrl-C stops at once.")]
 pub(crate) struct TrainArgs {

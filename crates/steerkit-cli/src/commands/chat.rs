@@ -34,7 +34,7 @@ pub(crate) fn run(args: &ChatArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let vectors = args.steering.steer.iter().map(Applied::load).collect::<Outcome<Vec<_>>>()?;
     let model = steering::open(&args.model)?;
-    if model.chat_template().is_none() {
+    if model.chat_template()?.is_none() {
         return Err(Failure::input(format_args!("model {:?} has no chat template", model.identity().name))
             .hint("use steerkit generate --raw for plain completion"));
     }
@@ -195,7 +195,7 @@ impl Chat<'_> {
     fn messages(&self) -> Vec<Message> {
         let mut messages = self.turns.clone();
         let Some(system) = &self.system else { return messages };
-        if self.model.chat_template().is_some_and(|template| template.supports_system()) {
+        if self.prompting.template.is_some_and(|template| template.supports_system()) {
             messages.insert(0, Message::new("system", system.as_str()));
         } else if let Some(first) = messages.first_mut() {
             first.content = format!("{system}\n{}", first.content);

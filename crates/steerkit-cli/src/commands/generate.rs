@@ -40,7 +40,7 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
     };
     let model = steering::open(&args.model)?;
     let system = steering::system_prompt(&args.steering, &vectors, printer);
-    let system = system.filter(|_| !args.raw && model.chat_template().is_some());
+    let system = if args.raw || model.chat_template()?.is_none() { None } else { system };
     let prompting = steering::prompting(&model, system)?;
     let prompts = texts.iter().map(|text| tokens(&prompting, text, args.raw)).collect::<Outcome<Vec<_>>>()?;
     let factors = if args.multipliers.is_empty() { vec![1.0] } else { args.multipliers.clone() };

@@ -100,7 +100,7 @@ pub(crate) fn system_prompt(args: &PromptArgs, vectors: &[Applied], printer: Pri
 
 /// How questions become prompts of this model.
 pub(crate) fn prompting(model: &Model, system: Option<String>) -> Outcome<Prompting<'_>> {
-    Ok(Prompting { system, ..Prompting::new(model.tokenizer()?, model.chat_template()) })
+    Ok(Prompting { system, ..Prompting::new(model.tokenizer()?, model.chat_template()?) })
 }
 
 impl From<&SamplingArgs> for Sampling {

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use serde::Serialize;
 use steerkit::SteerError;
-use steerkit::data::{ReadOptions, Splits};
 use steerkit::recipe::{self, Draft, Recipe};
 use steerkit::train::{EvalPoint, Event, Outcome as Run, Start, train_from};
 use steerkit_model::{Model, OpenOptions, Precision};
@@ -88,7 +87,7 @@ fn resolve(args: &TrainArgs) -> Outcome<Recipe> {
             }
         }
     }
-    set_options(&mut draft, args)?;
+    set_options(&mut draft, args);
     let own_folder = base.as_deref().is_some_and(names_a_folder);
     match &args.out {
         Some(out) => draft.set_text("out", &out.to_string_lossy()),
@@ -111,9 +110,13 @@ fn resumed_recipe(args: &TrainArgs) -> Outcome<Option<PathBuf>> {
     }
 }
 
-fn set_options(draft: &mut Draft, args: &TrainArgs) -> Outcome {
+fn set_options(draft: &mut Draft, args: &TrainArgs) {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
     let texts = [
         ("model", args.model.clone()),
+        ("data.train", args.data.as_deref().map(text)),
+        ("data.valid", args.valid.as_deref().map(text)),
+        ("data.test", args.test.as_deref().map(text)),
         ("method", args.method.map(|m| m.name().to_owned())),
         ("preset", args.preset.map(|p| p.name().to_owned())),
         ("precision", args.precision.map(|p| p.name().to_owned())),
@@ -123,9 +126,6 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) -> Outcome {
         if let Some(value) = value {
             draft.set_text(key, &value);
         }
-    }
-    for (key, path) in data_files(args)? {
-        draft.set_text(key, &path.to_string_lossy());
     }
     let counts = [
         ("data.limit", args.limit),
@@ -157,25 +157,6 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) -> Outcome {
     if args.no_cache {
         draft.set("cache.enabled", "false");
     }
-    Ok(())
-}
-
-/// The files of each split; a folder holds several.
-fn data_files(args: &TrainArgs) -> Outcome<Vec<(&'static str, PathBuf)>> {
-    let mut files = Vec::new();
-    match &args.data {
-        Some(folder) if folder.is_dir() => {
-            let splits = Splits::open(folder, &ReadOptions::default())?;
-            let sets = [("data.train", Some(&splits.train)), ("data.valid", splits.valid.as_ref()), ("data.test", splits.test.as_ref())];
-            files.extend(sets.into_iter().filter_map(|(key, set)| Some((key, set?.path.clone()))));
-        }
-        Some(file) => files.push(("data.train", file.clone())),
-        None => {}
-    }
-    // Later settings win.
-    files.extend(args.valid.clone().map(|path| ("data.valid", path)));
-    files.extend(args.test.clone().map(|path| ("data.test", path)));
-    Ok(files)
 }
 
 /// Whether a recipe file says where its run goes. A file that cannot be parsed is reported when it is resolved.

@@ -172,7 +172,7 @@ fn answers(
     let total = questions.len() * ANSWERED_AT.len();
     let prompting = Prompting {
         system: Some(recipe.prompt.system.clone()),
-        ..Prompting::new(model.tokenizer()?, model.chat_template())
+        ..Prompting::new(model.tokenizer()?, model.chat_template()?)
     };
     let request = AnswerRequest {
         questions: &questions,
