@@ -2,14 +2,14 @@
 
 use std::sync::OnceLock;
 
-use crate::{ids, shared, shared_json};
+use super::support::{self, ids, shared, shared_json};
 use steerkit_model::tokenizer::{GgufVocab, Specials, Tokenizer};
 use steerkit_model::{ChatTemplate, LeadingSpace, Message, Prompting};
 
 fn smollm2() -> Option<&'static (Tokenizer, ChatTemplate)> {
     static MODEL: OnceLock<Option<(Tokenizer, ChatTemplate)>> = OnceLock::new();
     let read = || {
-        let gguf = crate::smollm2()?;
+        let gguf = support::smollm2()?;
         let tokenizer = Tokenizer::from_gguf(&gguf).unwrap().unwrap();
         let source = gguf.meta.text("tokenizer.chat_template").unwrap().unwrap();
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
