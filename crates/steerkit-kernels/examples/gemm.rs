@@ -1,12 +1,14 @@
 //! Speed of the matrix products on this machine, beside the peak of a loop of fused multiply-adds in
-//! registers: `cargo run --release -p steerkit-kernels --example gemm [THREADS [ROWS]...]`
+//! registers: `cargo run --release -p steerkit-kernels --example gemm [LEVEL] [THREADS [ROWS]...]`,
+//! with a level of [`Isa`] in lower case
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use steerkit_kernels::gemm::{Isa, View, linear, linear_vjp, product};
+use steerkit_kernels::gemm::{View, linear, linear_vjp, product};
+use steerkit_kernels::isa::{Isa, with_isa};
 use steerkit_kernels::{BlockFormat, Bytes, Matrix, Precision, parallel};
 
 /// The matrices of SmolLM2-135M: outputs and inputs.
@@ -59,17 +61,17 @@ mod peak {
 fn fma_peak() -> f64 {
     const ROUNDS: usize = 100_000;
     let per_round = match Isa::current() {
-        Isa::Avx512 => 12 * 16 * 2,
+        Isa::Avx512 | Isa::Amx => 12 * 16 * 2,
         Isa::Avx2 => 12 * 8 * 2,
         Isa::Portable => return 0.0,
     };
-    let threads = parallel::threads();
+    let (threads, isa) = (parallel::threads(), Isa::current());
     let seconds = best(|| {
         parallel::for_each(threads, |_| {
             #[cfg(target_arch = "x86_64")]
-            match Isa::current() {
+            match isa {
                 // SAFETY: `Isa::current` is available.
-                Isa::Avx512 => _ = black_box(unsafe { peak::avx512(ROUNDS) }),
+                Isa::Avx512 | Isa::Amx => _ = black_box(unsafe { peak::avx512(ROUNDS) }),
                 // SAFETY: as above.
                 Isa::Avx2 => _ = black_box(unsafe { peak::avx2(ROUNDS) }),
                 Isa::Portable => {}
@@ -137,6 +139,12 @@ fn product_speeds(peak: f64) {
 }
 
 fn main() {
+    let name = |isa: &Isa| format!("{isa:?}").to_lowercase();
+    let asked = std::env::args().nth(1).and_then(|arg| Isa::available().find(|isa| name(isa) == arg));
+    with_isa(asked.unwrap_or_else(Isa::current), measure);
+}
+
+fn measure() {
     let asked: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
     let (rows, threads) = match asked.as_slice() {
         [] => (vec![452, 32, 1], None),
@@ -151,6 +159,7 @@ fn main() {
     println!("{:?}, {threads} threads: {peak:.0} GFLOP/s of f32 multiply-adds in registers", Isa::current());
     for t in rows {
         linear_speeds(t, Precision::F32, peak);
+        linear_speeds(t, Precision::Bf16, peak);
     }
     product_speeds(peak / threads as f64);
 }

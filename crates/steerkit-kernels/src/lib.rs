@@ -10,11 +10,22 @@
 //!
 //! This is the only crate of the workspace with `unsafe` code and CPU detection.
 
+pub mod attention;
 pub mod blocks;
 pub mod gemm;
+pub mod isa;
+pub mod logprob;
 pub mod mapped;
+mod math;
 pub mod matrix;
+pub mod mlp;
+pub mod norm;
 pub mod parallel;
+pub mod rope;
+pub mod rows;
+mod shared;
+#[cfg(test)]
+mod testing;
 
 pub use blocks::BlockFormat;
 pub use matrix::{Bytes, Matrix};

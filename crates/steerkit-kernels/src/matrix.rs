@@ -1,7 +1,7 @@
 //! A frozen weight matrix in the bytes it was stored in.
 
 use crate::BlockFormat;
-use crate::gemm::Isa;
+use crate::isa::Isa;
 use std::sync::Arc;
 
 /// A range of shared bytes: a mapped file, or memory of our own.

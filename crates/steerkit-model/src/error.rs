@@ -77,6 +77,53 @@ pub enum ModelError {
         n_layers: usize,
     },
 
+    /// A model that is neither a path nor in the cache.
+    #[error("no file or folder and no downloaded model is called \"{name}\"")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Models in the cache or to be had by name.
+        known: Vec<String>,
+    },
+
+    /// A model that could not be downloaded.
+    #[error("cannot fetch {name}: {}", reasons.join("; "))]
+    Fetch {
+        /// The model.
+        name: String,
+        /// Each route that was tried, and why it failed.
+        reasons: Vec<String>,
+    },
+
+    /// A model without a tokeniser where one is needed.
+    #[error("model {model} has no tokeniser")]
+    NoTokenizer {
+        /// The model.
+        model: String,
+    },
+
+    /// A setting of a request outside its limits.
+    #[error("{name} is {found}, allowed is {allowed}")]
+    OutOfRange {
+        /// The setting.
+        name: String,
+        /// Its value.
+        found: String,
+        /// The values that would work.
+        allowed: String,
+    },
+
+    /// More requests than may wait.
+    #[error("{waiting} requests are waiting already")]
+    QueueFull {
+        /// How many.
+        waiting: usize,
+    },
+
+    /// Stopped by the caller.
+    #[error("interrupted")]
+    Interrupted,
+
     /// A vector of another width than the residual stream.
     #[error("the vector has {found} numbers, the model's residual stream {d_model}: made for another model?")]
     Width {
@@ -156,6 +203,23 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Malformed { hint, .. } | Self::Template { hint, .. } => hint.clone(),
+            Self::UnknownModel { name, known } => {
+                let closest = known
+                    .iter()
+                    .map(|k| (strsim::jaro_winkler(name, k), k))
+                    .max_by(|a, b| a.0.total_cmp(&b.0));
+                Some(match closest {
+                    Some((likeness, k)) if likeness > 0.8 && k != name => format!("did you mean \"{k}\"?"),
+                    _ => format!(
+                        "give the path of a .gguf file or a folder, or pull a model by name first ({} or org/name)",
+                        known.join(", ")
+                    ),
+                })
+            }
+            Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
+            Self::NoTokenizer { .. } => {
+                Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
+            }
             _ => None,
         }
     }
@@ -164,15 +228,10 @@ impl ModelError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
-            Self::Malformed { .. }
-            | Self::Unsupported { .. }
-            | Self::NonFinite { .. }
-            | Self::Width { .. }
-            | Self::Tokenize(_)
-            | Self::Template { .. } => ErrorKind::BadInput,
-            Self::TooLong { .. } | Self::UnknownToken { .. } | Self::UnknownLayer { .. } => {
-                ErrorKind::BadInput
-            }
+            Self::UnknownModel { .. } | Self::OutOfRange { .. } => ErrorKind::Usage,
+            Self::Fetch { .. } | Self::QueueFull { .. } => ErrorKind::Failed,
+            Self::Interrupted => ErrorKind::Interrupted,
+            _ => ErrorKind::BadInput,
         }
     }
 }

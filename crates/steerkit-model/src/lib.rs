@@ -5,24 +5,35 @@
 //! respect to the residual stream after a block.
 
 pub mod arch;
+mod backend;
 pub mod chat;
 pub mod config;
+mod decoder;
+pub mod edit;
 pub mod error;
+pub mod generate;
 pub mod gguf;
 pub mod hf;
+pub mod hub;
 pub mod load;
+pub mod model;
 pub mod pack;
 pub mod prompting;
+pub mod sample;
 pub mod source;
 pub mod tokenizer;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
+pub use edit::{Edit, EditOp};
 pub use error::{ErrorKind, ModelError};
+pub use generate::{Batcher, Completion, Event, Finish, Limits, NewToken, Request, RequestId};
 pub use load::{Loaded, ModelIdentity, load};
+pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
+pub use sample::{Choice, Sampler, Sampling};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.

@@ -1,11 +1,12 @@
 //! Loading a model: one call for a GGUF file or a Hugging Face folder.
 
 use crate::{
-    Result, arch,
+    ModelError, Result, arch,
     config::DecoderConfig,
     gguf::Gguf,
     hf::{HfFolder, Json, MAX_JSON},
     source::{hex, read_text},
+    tokenizer::Tokenizer,
     weights::Weights,
 };
 use fs_err as fs;
@@ -15,12 +16,13 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// Everything that a model's files hold.
-#[derive(Clone, Debug)]
 pub struct Loaded {
     /// The decoder's sizes and switches.
     pub config: DecoderConfig,
     /// The frozen weights, in the form they are stored in.
     pub weights: Weights,
+    /// The tokeniser, where the files hold one.
+    pub tokenizer: Option<Tokenizer>,
     /// Source text of the chat template, where the files hold one.
     pub chat_template: Option<String>,
     /// Which model this is.
@@ -66,8 +68,9 @@ fn load_gguf(path: &Path) -> Result<Loaded> {
         Some(name) => name.to_owned(),
         None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let identity = identity(name, &config, gguf.source().sha256(), chat_template.as_deref());
-    Ok(Loaded { config, weights, chat_template, identity })
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let parts = Parts { config, weights, tokenizer, chat_template };
+    parts.loaded(path, name, gguf.source().sha256())
 }
 
 fn load_folder(path: &Path) -> Result<Loaded> {
@@ -76,25 +79,41 @@ fn load_folder(path: &Path) -> Result<Loaded> {
     let chat_template = folder_template(path)?;
     let full = fs::canonicalize(path)?;
     let name = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let identity = identity(name, &config, folder.sha256(), chat_template.as_deref());
-    Ok(Loaded { config, weights, chat_template, identity })
+    let tokenizer = Tokenizer::from_folder(path)?;
+    let parts = Parts { config, weights, tokenizer, chat_template };
+    parts.loaded(path, name, folder.sha256())
 }
 
-fn identity(
-    name: String,
-    config: &DecoderConfig,
-    file_sha256: String,
-    template: Option<&str>,
-) -> ModelIdentity {
-    ModelIdentity {
-        name,
-        architecture: config.architecture.clone(),
-        d_model: config.d_model,
-        n_layers: config.n_layers,
-        vocab: config.vocab,
-        file_sha256,
-        tokenizer_sha256: None,
-        template_sha256: template.map(|t| hex(&Sha256::digest(t.as_bytes()))),
+/// What both kinds of files give.
+struct Parts {
+    config: DecoderConfig,
+    weights: Weights,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<String>,
+}
+
+impl Parts {
+    /// Checks that the parts belong together and gives them their identity.
+    fn loaded(self, path: &Path, name: String, file_sha256: String) -> Result<Loaded> {
+        let Self { config, weights, tokenizer, chat_template } = self;
+        if let Some(ids) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|&n| n > config.vocab) {
+            let found = format!("ids up to {}", ids - 1);
+            let expected = format!("ids below {}, the rows of the embedding", config.vocab);
+            return Err(ModelError::malformed(path, "tokeniser", found, expected).advise(
+                "the tokeniser belongs to another model, or tokens were added without resizing the embedding",
+            ));
+        }
+        let identity = ModelIdentity {
+            name,
+            architecture: config.architecture.clone(),
+            d_model: config.d_model,
+            n_layers: config.n_layers,
+            vocab: config.vocab,
+            file_sha256,
+            tokenizer_sha256: tokenizer.as_ref().map(|t| t.sha256().to_owned()),
+            template_sha256: chat_template.as_ref().map(|t| hex(&Sha256::digest(t.as_bytes()))),
+        };
+        Ok(Loaded { config, weights, tokenizer, chat_template, identity })
     }
 }
 

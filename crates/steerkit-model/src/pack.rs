@@ -1,6 +1,7 @@
 //! Packing: several texts with shared beginnings in one batch of rows, without padding.
 
 use std::ops::Range;
+use steerkit_kernels::attention::Run;
 
 /// A run of rows that attend causally to themselves and fully to their ancestors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +59,11 @@ impl Pack {
     }
 
     /// Appends `tokens` as a continuation of `parent` (or a new text) and returns the segment's index.
+    ///
+    /// # Panics
+    /// When `parent` belongs to a text older than the newest one: a text's rows stand together.
     pub fn push(&mut self, parent: Option<usize>, tokens: &[u32]) -> usize {
+        assert!(parent.is_none_or(|p| self.root(p) == self.root(self.segments.len() - 1)));
         let position = parent.map_or(0, |p| self.segments[p].position + self.segments[p].len);
         self.segments.push(Segment { start: self.tokens.len(), len: tokens.len(), parent, position });
         self.tokens.extend_from_slice(tokens);
@@ -94,5 +99,51 @@ impl Pack {
     /// Position of each row in its text.
     pub fn positions(&self) -> Vec<usize> {
         self.segments.iter().flat_map(|s| s.position..s.position + s.len).collect()
+    }
+
+    fn root(&self, mut segment: usize) -> usize {
+        while let Some(parent) = self.segments[segment].parent {
+            segment = parent;
+        }
+        segment
+    }
+
+    /// What each segment's rows see.
+    pub(crate) fn runs(&self) -> Vec<Run> {
+        let rows = |i: usize| self.segments[i].start..self.segments[i].start + self.segments[i].len;
+        let visible = |i: usize| {
+            let mut path = vec![rows(i)];
+            let mut at = i;
+            while let Some(parent) = self.segments[at].parent {
+                path.push(rows(parent));
+                at = parent;
+            }
+            path.reverse();
+            path
+        };
+        (0..self.segments.len())
+            .filter(|&i| self.segments[i].len > 0)
+            .map(|i| Run { rows: rows(i), keys: visible(i), tree: self.root(i) })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_shares_its_prompt() {
+        let mut pack = Pack::default();
+        pack.push_pair(&[1, 2], &[3, 4, 5], &[6]);
+        let span = pack.push_pair(&[7], &[8, 9], &[8, 1]);
+        assert_eq!(pack.tokens, [1, 2, 3, 4, 7, 8, 8]);
+        assert_eq!(span, PairSpan { rows: 4..7, chosen: 4..6, rejected: 6..8 });
+        assert_eq!(pack.positions(), [0, 1, 2, 3, 0, 1, 1]);
+        let scored: Vec<_> = pack.scored.iter().map(|s| (s.row, s.target)).collect();
+        assert_eq!(scored, [(1, 3), (2, 4), (3, 5), (1, 6), (4, 8), (5, 9), (4, 8), (6, 1)]);
+        let runs = pack.runs();
+        assert_eq!(runs.len(), 5);
+        assert_eq!(runs[4], Run { rows: 6..7, keys: vec![4..5, 6..7], tree: 3 });
     }
 }

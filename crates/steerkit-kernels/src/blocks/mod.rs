@@ -4,9 +4,11 @@
 //! `gguf` (`gguf/quants.py`), and the results are equal to its results bit for bit.
 
 mod k_quants;
+mod lanes;
 mod small;
 
-use crate::gemm::Isa;
+use crate::isa::Isa;
+use lanes::Lanes;
 
 /// How the numbers of a weight row are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,49 +157,49 @@ impl BlockFormat {
         match isa {
             // SAFETY: an `Isa` value exists only for instructions that this processor has.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { expand_avx512(self, bytes, out) },
+            Isa::Avx512 | Isa::Amx => unsafe { expand_avx512(self, bytes, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { expand_avx2(self, bytes, out) },
-            _ => expand_body(self, bytes, out),
+            _ => expand_body::<lanes::Portable>(self, bytes, out),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn expand_avx512(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
-    expand_body(format, bytes, out);
+    expand_body::<lanes::Avx512>(format, bytes, out);
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn expand_avx2(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
-    expand_body(format, bytes, out);
+    expand_body::<lanes::Avx2>(format, bytes, out);
 }
 
 /// The expansions, compiled once for each instruction set.
 #[inline(always)]
-fn expand_body(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
+fn expand_body<L: Lanes>(format: BlockFormat, bytes: &[u8], out: &mut [f32]) {
     match format {
         F32 => each(bytes, out, |b: &[u8; 4], y: &mut [f32; 1]| y[0] = f32::from_le_bytes(*b)),
         F16 => each(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| y[0] = f16_to_f32(u16::from_le_bytes(*b))),
         BF16 => each(bytes, out, |b: &[u8; 2], y: &mut [f32; 1]| {
             y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
         }),
-        Q4_0 => each(bytes, out, small::q4_0),
-        Q4_1 => each(bytes, out, small::q4_1),
-        Q5_0 => each(bytes, out, small::q5_0),
-        Q5_1 => each(bytes, out, small::q5_1),
-        Q8_0 => each(bytes, out, small::q8_0),
-        IQ4_NL => each(bytes, out, small::iq4_nl),
-        MXFP4 => each(bytes, out, small::mxfp4),
-        Q2_K => each(bytes, out, k_quants::q2_k),
-        Q3_K => each(bytes, out, k_quants::q3_k),
-        Q4_K => each(bytes, out, k_quants::q4_k),
-        Q5_K => each(bytes, out, k_quants::q5_k),
-        Q6_K => each(bytes, out, k_quants::q6_k),
-        IQ4_XS => each(bytes, out, k_quants::iq4_xs),
+        Q4_0 => each(bytes, out, small::q4_0::<L>),
+        Q4_1 => each(bytes, out, small::q4_1::<L>),
+        Q5_0 => each(bytes, out, small::q5_0::<L>),
+        Q5_1 => each(bytes, out, small::q5_1::<L>),
+        Q8_0 => each(bytes, out, small::q8_0::<L>),
+        IQ4_NL => each(bytes, out, small::iq4_nl::<L>),
+        MXFP4 => each(bytes, out, small::mxfp4::<L>),
+        Q2_K => each(bytes, out, k_quants::q2_k::<L>),
+        Q3_K => each(bytes, out, k_quants::q3_k::<L>),
+        Q4_K => each(bytes, out, k_quants::q4_k::<L>),
+        Q5_K => each(bytes, out, k_quants::q5_k::<L>),
+        Q6_K => each(bytes, out, k_quants::q6_k::<L>),
+        IQ4_XS => each(bytes, out, k_quants::iq4_xs::<L>),
     }
 }
 
@@ -210,21 +212,25 @@ fn each<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], f: impl F
     }
 }
 
-/// Half precision to single, exact.
+/// Half precision to single, exact. It multiplies no subnormals, which are slow on some processors.
 #[inline(always)]
 fn f16_to_f32(h: u16) -> f32 {
-    let magnitude = u32::from(h & 0x7fff) << 13;
-    // Subnormals too: the product of a shifted exponent field with 2^112 is exact.
-    let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
-    let special = magnitude | 0x7f80_0000;
-    let bits = if magnitude >= 0x0f80_0000 { special } else { finite };
+    let magnitude = u32::from(h & 0x7fff);
+    let subnormal = (magnitude as i32 as f32 * f32::from_bits((127 - 24) << 23)).to_bits();
+    let normal = (magnitude << 13) + ((127 - 15) << 23);
+    let special = magnitude << 13 | 0x7f80_0000;
+    let bits = match magnitude {
+        0..0x400 => subnormal,
+        0x400..0x7c00 => normal,
+        _ => special,
+    };
     f32::from_bits(bits | u32::from(h & 0x8000) << 16)
 }
 
 /// The half-precision number at `bytes[at..at + 2]`.
 #[inline(always)]
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+fn half_at<L: Lanes>(bytes: &[u8], at: usize) -> f32 {
+    L::half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 #[cfg(test)]

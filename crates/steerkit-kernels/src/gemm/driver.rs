@@ -1,48 +1,44 @@
 //! `c[t, n] = a[t, k] · b[k, n]` over all threads, with `b` packed on the fly.
 
-use super::Isa;
 use super::micro::{Kernels, Mode, Tile};
 use super::pack::{Block, Scratch, with_buffers};
 use crate::parallel;
 
-/// Longest block of the reduction: a strip of `a` and a panel of `b` of this length stay in the near caches.
-const MAX_K: usize = 640;
+/// Inputs per chain of a sum: fixed, so that bits depend on nothing else; a multiple of every block format's
+/// length; short enough that a strip of `a` and a panel of `b` stay in the near caches.
+pub(super) const CHAIN: usize = 768;
 
-/// Most columns of a task: its packed block of `b` takes at most `MAX_K × MAX_N × 4` bytes = 640 KiB.
+/// Most columns of a task: its packed block of `b` takes at most `CHAIN × MAX_N × 4` bytes = 768 KiB.
 const MAX_N: usize = 256;
 
 /// Multiply-adds (with the cost of expanding weights) below which threads are not worth waking.
 const MIN_PARALLEL: usize = 100_000;
 
-/// The size of a product, and the steps in which `b` can be cut.
+/// The size of a product, and the step in which the columns of `b` can be cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) t: usize,
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) n_step: usize,
-    pub(super) k_step: usize,
 }
 
-/// How a product is cut: into column groups times row groups, each with the reduction in blocks.
+/// How a product is cut: into column groups times row groups.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     cols: usize,
     rows: usize,
-    k: usize,
 }
 
 impl Cut {
     fn of(shape: Shape, kernels: Kernels, threads: usize) -> Self {
-        let k_blocks = shape.k.div_ceil(MAX_K).max(1);
-        let k = shape.k.div_ceil(k_blocks).next_multiple_of(shape.k_step.max(16));
         let step = shape.n_step.max(kernels.nr);
         let cols = (shape.n / (threads * 3)).clamp(step, MAX_N.max(step)) / step * step;
         let groups = shape.n.div_ceil(cols);
         // Few columns on many cores: share the rows too, at the price of packing twice.
         let row_groups = (2 * threads).div_ceil(groups).min(shape.t / 64).max(1);
         let rows = if threads == 1 { shape.t } else { shape.t.div_ceil(row_groups) };
-        Self { cols, rows: rows.next_multiple_of(kernels.mr()), k }
+        Self { cols, rows: rows.next_multiple_of(kernels.mr()) }
     }
 }
 
@@ -54,7 +50,7 @@ unsafe impl Sync for Output {}
 
 /// Computes `c = a · b`; `pack` writes a block of `b` as panels of the given number of columns.
 pub(super) fn run(
-    isa: Isa,
+    kernels: Kernels,
     shape: Shape,
     a: &[f32],
     c: &mut [f32],
@@ -65,7 +61,6 @@ pub(super) fn run(
     if t == 0 || n == 0 {
         return;
     }
-    let kernels = Kernels::of(isa);
     let small = n * k * (t + 8) < MIN_PARALLEL;
     let cut = Cut::of(shape, kernels, if small { 1 } else { parallel::threads() });
     let col_groups = n.div_ceil(cut.cols);
@@ -79,16 +74,7 @@ pub(super) fn run(
         // SAFETY: this task alone has rows `i0..i0 + rows` of columns `j0..j0 + cols`, inside `c`.
         unsafe {
             let c = output.0.add(i0 * n + j0);
-            columns(
-                kernels,
-                cut.k,
-                rows,
-                &a[i0 * k..(i0 + rows) * k],
-                Block { k0: 0, k, j0, n: cols },
-                c,
-                n,
-                &pack,
-            );
+            columns(kernels, rows, &a[i0 * k..(i0 + rows) * k], Block { k0: 0, k, j0, n: cols }, c, n, &pack);
         }
     };
     if small {
@@ -105,7 +91,6 @@ pub(super) fn run(
 #[allow(clippy::too_many_arguments, reason = "one call site, one loop nest")]
 unsafe fn columns(
     kernels: Kernels,
-    k_block: usize,
     rows: usize,
     a: &[f32],
     all: Block,
@@ -115,22 +100,22 @@ unsafe fn columns(
 ) {
     let (nr, lda) = (kernels.nr, all.k);
     with_buffers(|buffers| {
-        let packed = buffers.b.floats(k_block.min(all.k) * all.n.next_multiple_of(nr));
-        for k0 in (0..all.k.max(1)).step_by(k_block) {
-            let at = Block { k0, k: k_block.min(all.k - k0), ..all };
+        let packed = buffers.b.floats(CHAIN.min(all.k) * all.n.next_multiple_of(nr));
+        for k0 in (0..all.k.max(1)).step_by(CHAIN) {
+            let at = Block { k0, k: CHAIN.min(all.k - k0), ..all };
             pack(at, nr, &mut buffers.rows, packed);
-            let mode = if k0 == 0 { Mode::Start } else { Mode::Continue };
+            let mode = if k0 == 0 { Mode::Start } else { Mode::Add };
             for i in (0..rows).step_by(kernels.mr()) {
                 let height = kernels.mr().min(rows - i);
-                let strip = &a[i * lda..(i + height) * lda];
+                let strip = &a[i * lda + k0..(i + height - 1) * lda + k0 + at.k];
                 for (panel, j) in (0..all.n).step_by(nr).enumerate() {
                     let b = &packed[panel * at.k * nr..(panel + 1) * at.k * nr];
-                    // SAFETY: `strip` holds `height` rows of `lda >= k0 + k`, `b` is `k × nr`, the caller
+                    // SAFETY: `strip` holds `height` rows of `k`, `lda` apart, `b` is `k × nr`, the caller
                     // vouches for `c`.
                     unsafe {
                         let tile = Tile {
                             k: at.k,
-                            a: strip.as_ptr().add(k0),
+                            a: strip.as_ptr(),
                             lda,
                             b: b.as_ptr(),
                             c: c.add(i * ldc + j),

@@ -2,15 +2,17 @@
 //!
 //! Each element of the tile is one chain of fused multiply-adds in the order of `k`, in every kernel here.
 
-use super::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use crate::isa::Isa;
 
 /// What a micro-kernel does before and after its chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Mode {
     /// `c = chain from 0`.
     Start,
-    /// `c = chain from c`.
-    Continue,
+    /// `c += chain from 0`; on AMX the chain starts from `c`.
+    Add,
     /// `c = alpha · chain from 0`.
     Scale(f32),
     /// `c = fma(alpha, chain from 0, c)`.
@@ -48,11 +50,27 @@ impl Kernels {
     pub(super) fn of(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self { nr: 32, by_rows: &x86::AVX512 },
+            Isa::Avx512 | Isa::Amx => Self { nr: 32, by_rows: &x86::AVX512 },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Self { nr: 16, by_rows: &x86::AVX2 },
             _ => Self { nr: PORTABLE_NR, by_rows: &PORTABLE },
         }
+    }
+
+    /// The kernels for cells that each hold a pair of bf16 numbers, where `isa` (which this processor must have)
+    /// and the processor offer them. A cell's product is the sum of two products, rounded as the
+    /// processor does (subnormals count as 0). Modes `Start` and `Add` only.
+    pub(super) fn of_bf16_pairs(isa: Isa) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Amx {
+            return Some(Self { nr: amx::NR, by_rows: &amx::KERNELS });
+        }
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            return Some(Self { nr: 32, by_rows: &x86::AVX512_BF16 });
+        }
+        let _ = isa;
+        None
     }
 
     /// Rows of the tallest tile.
@@ -82,12 +100,6 @@ unsafe fn portable<const M: usize>(t: &Tile) {
     // SAFETY: the caller vouches for `rows × nr` at `c`.
     let row = |i: usize| unsafe { t.c.add(i * t.ldc).cast::<[f32; NR]>() };
     let mut acc = [[0f32; NR]; M];
-    if let Mode::Continue = t.mode {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as `row`; arrays of f32 need no more than f32's alignment.
-            *acc = unsafe { *row(i) };
-        }
-    }
     for p in 0..t.k {
         // SAFETY: the caller vouches for `k × nr` at `b`.
         let b = unsafe { &*t.b.add(p * NR).cast::<[f32; NR]>() };
@@ -104,7 +116,8 @@ unsafe fn portable<const M: usize>(t: &Tile) {
         let c = unsafe { &mut *row(i) };
         for (c, &x) in c.iter_mut().zip(acc) {
             *c = match t.mode {
-                Mode::Start | Mode::Continue => x,
+                Mode::Start => x,
+                Mode::Add => *c + x,
                 Mode::Scale(alpha) => alpha * x,
                 Mode::AddScaled(alpha) => alpha.mul_add(x, *c),
             };
@@ -117,10 +130,13 @@ mod x86 {
     use super::{Mode, Tile};
     use std::arch::x86_64::*;
 
+    /// Inputs per round of the inner loop.
+    const UNROLL: usize = 4;
+
     /// A micro-kernel of `M` rows by two vectors.
     macro_rules! kernel {
         ($name:ident, $features:literal, $lanes:literal, $zero:ident, $load:ident, $store:ident, $splat:ident,
-         $fma:ident, $mul:ident) => {
+         $fma:ident, $mul:ident, $add:ident) => {
             /// # Safety
             /// As [`Kernels::run`](super::Kernels::run).
             #[target_feature(enable = $features)]
@@ -128,34 +144,44 @@ mod x86 {
                 let mut acc = [[$zero(); 2]; M];
                 // SAFETY: the caller vouches for `rows × nr` at `c`.
                 let c = |i: usize, h: usize| unsafe { t.c.add(i * t.ldc + h * $lanes) };
-                if let Mode::Continue = t.mode {
-                    for i in 0..M {
-                        // SAFETY: as `c`.
-                        acc[i] = unsafe { [$load(c(i, 0)), $load(c(i, 1))] };
-                    }
+                // Row `3q + r` is addressed as `base[q] + r * lda`: few pointers to advance, and no address
+                // arithmetic on the ports that the multiply-adds need.
+                let lda = t.lda;
+                let mut base: [*const f32; 4] = std::array::from_fn(|q| t.a.wrapping_add(3 * q * lda));
+                let mut b = t.b;
+                let mut left = t.k;
+                macro_rules! step {
+                    ($p:ident) => {
+                        // SAFETY: the caller vouches for `k × nr` at `b`.
+                        let b0 = unsafe { $load(b.add($p * 2 * $lanes)) };
+                        // SAFETY: as above.
+                        let b1 = unsafe { $load(b.add($p * 2 * $lanes + $lanes)) };
+                        for i in 0..M {
+                            // SAFETY: the caller vouches for `rows × k` at `a`.
+                            let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + $p) });
+                            acc[i][0] = $fma(x, b0, acc[i][0]);
+                            acc[i][1] = $fma(x, b1, acc[i][1]);
+                        }
+                    };
                 }
-                let (mut a, mut b) = (t.a, t.b);
-                for _ in 0..t.k {
-                    // SAFETY: the caller vouches for `k × nr` at `b`.
-                    let (b0, b1) = unsafe { ($load(b), $load(b.add($lanes))) };
-                    for i in 0..M {
-                        // SAFETY: the caller vouches for `rows × k` at `a`.
-                        let x = $splat(unsafe { *a.add(i * t.lda) });
-                        acc[i][0] = $fma(x, b0, acc[i][0]);
-                        acc[i][1] = $fma(x, b1, acc[i][1]);
+                while left >= UNROLL {
+                    for p in 0..UNROLL {
+                        step!(p);
                     }
-                    // SAFETY: at most one past the end of `a`'s first row and of `b`.
-                    unsafe {
-                        a = a.add(1);
-                        b = b.add(2 * $lanes);
-                    }
+                    base = base.map(|a| a.wrapping_add(UNROLL));
+                    b = b.wrapping_add(UNROLL * 2 * $lanes);
+                    left -= UNROLL;
+                }
+                for p in 0..left {
+                    step!(p);
                 }
                 for i in 0..M {
                     for h in 0..2 {
                         // SAFETY: as `c`.
                         unsafe {
                             let y = match t.mode {
-                                Mode::Start | Mode::Continue => acc[i][h],
+                                Mode::Start => acc[i][h],
+                                Mode::Add => $add($load(c(i, h)), acc[i][h]),
                                 Mode::Scale(alpha) => $mul($splat(alpha), acc[i][h]),
                                 Mode::AddScaled(alpha) => $fma($splat(alpha), acc[i][h], $load(c(i, h))),
                             };
@@ -176,7 +202,20 @@ mod x86 {
         _mm512_storeu_ps,
         _mm512_set1_ps,
         _mm512_fmadd_ps,
-        _mm512_mul_ps
+        _mm512_mul_ps,
+        _mm512_add_ps
+    );
+    kernel!(
+        avx512_bf16,
+        "avx512f,avx512bf16",
+        16,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_set1_ps,
+        dot_pairs,
+        _mm512_mul_ps,
+        _mm512_add_ps
     );
     kernel!(
         avx2,
@@ -187,10 +226,20 @@ mod x86 {
         _mm256_storeu_ps,
         _mm256_set1_ps,
         _mm256_fmadd_ps,
-        _mm256_mul_ps
+        _mm256_mul_ps,
+        _mm256_add_ps
     );
 
-    pub(super) const AVX512: [unsafe fn(&Tile); 14] = [
+    /// `acc` plus the products of the bf16 pairs in `x` and `b`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dot_pairs(x: __m512, b: __m512, acc: __m512) -> __m512 {
+        // SAFETY: both types are 64 bytes that may have any value.
+        let pairs = |v: __m512| unsafe { std::mem::transmute::<__m512, __m512bh>(v) };
+        _mm512_dpbf16_ps(acc, pairs(x), pairs(b))
+    }
+
+    pub(super) const AVX512: [unsafe fn(&Tile); 12] = [
         avx512::<1>,
         avx512::<2>,
         avx512::<3>,
@@ -203,8 +252,20 @@ mod x86 {
         avx512::<10>,
         avx512::<11>,
         avx512::<12>,
-        avx512::<13>,
-        avx512::<14>,
+    ];
+    pub(super) const AVX512_BF16: [unsafe fn(&Tile); 12] = [
+        avx512_bf16::<1>,
+        avx512_bf16::<2>,
+        avx512_bf16::<3>,
+        avx512_bf16::<4>,
+        avx512_bf16::<5>,
+        avx512_bf16::<6>,
+        avx512_bf16::<7>,
+        avx512_bf16::<8>,
+        avx512_bf16::<9>,
+        avx512_bf16::<10>,
+        avx512_bf16::<11>,
+        avx512_bf16::<12>,
     ];
     pub(super) const AVX2: [unsafe fn(&Tile); 6] =
         [avx2::<1>, avx2::<2>, avx2::<3>, avx2::<4>, avx2::<5>, avx2::<6>];

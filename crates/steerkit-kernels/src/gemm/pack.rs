@@ -1,6 +1,6 @@
 //! Rearranging operands into the layouts that the micro-kernels read.
 
-use super::{Isa, View};
+use super::{Isa, View, bf16};
 use crate::Matrix;
 use std::cell::Cell;
 
@@ -14,13 +14,19 @@ pub(super) struct Line([f32; 16]);
 pub(super) struct Scratch(Vec<Line>);
 
 impl Scratch {
+    /// An empty buffer.
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// At least `len` numbers with unspecified (but initialised) values.
     pub(super) fn floats(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
             self.0.resize(lines, Line([0.0; 16]));
         }
-        // SAFETY: `Line` is sixteen `f32` and nothing else, and the vector holds at least `lines` of them.
+        let lines = self.0.len();
+        // SAFETY: `Line` is sixteen `f32` and nothing else, and the vector holds `lines` of them.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<f32>(), lines * 16) }
     }
 }
@@ -54,33 +60,122 @@ pub(super) struct Block {
     pub(super) n: usize,
 }
 
-/// Packs `b[p, j] = W[j0 + j, k0 + p]` into panels of `nr` columns, zeros beyond `n`.
-pub(super) fn weight_rows(isa: Isa, w: &Matrix, at: Block, nr: usize, rows: &mut Scratch, out: &mut [f32]) {
-    const GROUP: usize = 16;
-    let stride = at.k.next_multiple_of(GROUP) + GROUP; // not a power of two: neighbours in other cache sets
-    let rows = rows.floats(GROUP * stride);
-    for (g, j) in (0..at.n.next_multiple_of(nr)).step_by(GROUP).enumerate() {
-        for i in 0..GROUP {
-            let row = &mut rows[i * stride..][..at.k];
-            if j + i < at.n {
-                w.expand_part(isa, at.j0 + j + i, at.k0, row);
-            } else {
-                row.fill(0.0);
-            }
+/// Which way a matrix of weights enters a product.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Operand {
+    /// `b[p, j] = W[j, p]`.
+    Rows,
+    /// `b[p, j] = W[p, j]`.
+    Cols,
+}
+
+/// What panels hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Store {
+    /// The numbers.
+    F32,
+    /// The numbers rounded to bf16.
+    Bf16,
+    /// Cells: inputs `2p` and `2p + 1` as a pair of bf16 numbers; `k0` and `k` of a block count cells.
+    Bf16Pairs,
+}
+
+impl Operand {
+    /// Packs a block of `b` into panels of `nr` columns, zeros beyond the last column.
+    #[allow(clippy::too_many_arguments, reason = "the block, where from and where to")]
+    pub(super) fn pack(
+        self,
+        isa: Isa,
+        w: &Matrix,
+        store: Store,
+        at: Block,
+        nr: usize,
+        rows: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        match self {
+            Self::Rows => weight_rows(isa, w, store, at, nr, rows, out),
+            Self::Cols => weight_cols(isa, w, store, at, nr, rows, out),
         }
-        let panel = g * GROUP / nr;
-        let out = &mut out[panel * nr * at.k + g * GROUP % nr..];
-        transpose(isa, rows, stride, at.k, out, nr);
     }
 }
 
-/// Packs `b[p, j] = W[k0 + p, j0 + j]` into panels of `nr` columns, zeros beyond `n`.
-pub(super) fn weight_cols(isa: Isa, w: &Matrix, at: Block, nr: usize, rows: &mut Scratch, out: &mut [f32]) {
+/// Packs `b[p, j] = W[j0 + j, k0 + p]`: rows are expanded in groups of 16 and transposed.
+fn weight_rows(
+    isa: Isa,
+    w: &Matrix,
+    store: Store,
+    at: Block,
+    nr: usize,
+    rows: &mut Scratch,
+    out: &mut [f32],
+) {
+    const GROUP: usize = 16;
+    let stride = at.k.next_multiple_of(GROUP) + GROUP; // not a power of two: neighbours in other cache sets
+    let (col, len) = match store {
+        Store::Bf16Pairs => (2 * at.k0, (2 * at.k).min(w.cols() - 2 * at.k0)),
+        Store::F32 | Store::Bf16 => (at.k0, at.k),
+    };
+    let (rows, wide) = rows.floats(GROUP * stride + len).split_at_mut(GROUP * stride);
+    let wide = &mut wide[..len];
+    for g in (0..at.n.next_multiple_of(nr)).step_by(GROUP) {
+        for i in 0..GROUP {
+            let row = &mut rows[i * stride..][..at.k];
+            if g + i >= at.n {
+                row.fill(0.0);
+                continue;
+            }
+            let from = at.j0 + g + i;
+            match store {
+                Store::F32 => w.expand_part(isa, from, col, row),
+                Store::Bf16 => {
+                    w.expand_part(isa, from, col, wide);
+                    bf16::round_row(isa, wide, row);
+                }
+                Store::Bf16Pairs => {
+                    w.expand_part(isa, from, col, wide);
+                    bf16::pair_row(isa, wide, row);
+                }
+            }
+        }
+        let panel = g / nr;
+        transpose(isa, rows, stride, at.k, &mut out[panel * nr * at.k + g % nr..], nr);
+    }
+}
+
+/// Packs `b[p, j] = W[k0 + p, j0 + j]`: parts of rows are expanded and cut into panels.
+fn weight_cols(
+    isa: Isa,
+    w: &Matrix,
+    store: Store,
+    at: Block,
+    nr: usize,
+    rows: &mut Scratch,
+    out: &mut [f32],
+) {
     let width = at.n.next_multiple_of(nr);
-    let row = &mut rows.floats(width)[..width];
+    let (row, wide) = rows.floats(3 * width).split_at_mut(width);
+    let (low, high) = wide.split_at_mut(width);
     row[at.n..].fill(0.0);
     for p in 0..at.k {
-        w.expand_part(isa, at.k0 + p, at.j0, &mut row[..at.n]);
+        let row = &mut row[..width];
+        match store {
+            Store::F32 => w.expand_part(isa, at.k0 + p, at.j0, &mut row[..at.n]),
+            Store::Bf16 => {
+                w.expand_part(isa, at.k0 + p, at.j0, &mut low[..at.n]);
+                bf16::round_row(isa, &low[..at.n], row);
+            }
+            Store::Bf16Pairs => {
+                let from = 2 * (at.k0 + p);
+                w.expand_part(isa, from, at.j0, &mut low[..at.n]);
+                if from + 1 < w.rows() {
+                    w.expand_part(isa, from + 1, at.j0, &mut high[..at.n]);
+                } else {
+                    high.fill(0.0);
+                }
+                bf16::pair_rows(isa, &low[..at.n], &high[..at.n], row);
+            }
+        }
         for (panel, numbers) in row.chunks_exact(nr).enumerate() {
             out[(panel * at.k + p) * nr..][..nr].copy_from_slice(numbers);
         }
@@ -115,13 +210,15 @@ pub(super) fn panel(isa: Isa, b: View<'_>, k: usize, j: usize, n: usize, nr: usi
     }
 }
 
-/// Copies rows `i..i + height` of `a` to rows of `k` neighbouring numbers.
-pub(super) fn strip(a: View<'_>, i: usize, height: usize, k: usize, out: &mut [f32]) {
-    // Inputs outside, rows inside: where rows are neighbours in `a`, reads run along cache lines.
-    for p in 0..k {
-        let from = &a.data[i * a.row_stride + p * a.col_stride..];
-        for r in 0..height {
-            out[r * k + p] = from[r * a.row_stride];
+/// Copies rows `i..i + rows` of `a` to rows of `k` neighbouring numbers.
+pub(super) fn strips(isa: Isa, a: View<'_>, i: usize, rows: usize, k: usize, out: &mut [f32]) {
+    let whole = if a.row_stride == 1 { k / 16 * 16 } else { 0 };
+    for p in (0..whole).step_by(16) {
+        transpose(isa, &a.data[p * a.col_stride + i..], a.col_stride, rows, &mut out[p..], k);
+    }
+    for p in whole..k {
+        for r in 0..rows {
+            out[r * k + p] = a.data[(i + r) * a.row_stride + p * a.col_stride];
         }
     }
 }
@@ -131,7 +228,7 @@ fn transpose(isa: Isa, rows: &[f32], stride: usize, k: usize, out: &mut [f32], l
     assert!(rows.len() >= 15 * stride + k && out.len() >= (k - 1) * ldo + 16);
     let whole = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
+        Isa::Avx512 | Isa::Amx => {
             let whole = k / 16 * 16;
             for p in (0..whole).step_by(16) {
                 // SAFETY: the assertion covers rows `0..16` from `p` to `p + 16` and the lines of `out`; the

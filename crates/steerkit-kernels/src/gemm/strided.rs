@@ -8,6 +8,9 @@ use super::{Isa, View};
 /// Most numbers of `b` packed at once (1 MiB), unless one panel is larger.
 const MAX_PACKED: usize = 1 << 18;
 
+/// Strips of `a` that are rearranged together: their rows are a multiple of a vector's length.
+const STRIPS: usize = 4;
+
 /// `c[m, n] = alpha * a[m, k] · b[k, n]` (`+ c` when `accumulate`), single-threaded; `c` is row-major with
 /// rows `ldc` apart. For the small products of attention.
 ///
@@ -61,9 +64,12 @@ pub fn product(
                 let (strip, lda) = if a.col_stride == 1 || k <= 1 {
                     (&a.data[(i * a.row_stride).min(a.data.len())..], a.row_stride)
                 } else {
-                    let strip = strip_buffer.floats(height * k);
-                    pack::strip(a, i, height, k, strip);
-                    (&*strip, k)
+                    let first = i / (STRIPS * mr) * STRIPS * mr;
+                    if i == first {
+                        let rows = (STRIPS * mr).min(m - i);
+                        pack::strips(isa, a, i, rows, k, strip_buffer.floats(rows * k));
+                    }
+                    (&strip_buffer.floats(0)[(i - first) * k..], k)
                 };
                 for (panel, j) in (j0..j0 + cols).step_by(nr).enumerate() {
                     let b = packed[panel * k * nr..].as_ptr();

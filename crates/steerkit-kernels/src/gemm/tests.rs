@@ -1,6 +1,8 @@
 //! Products against `f64` sums, and the promises about bits.
 
+use super::driver::CHAIN;
 use super::*;
+use crate::isa::with_isa;
 use crate::{BlockFormat, Bytes, parallel};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -41,7 +43,16 @@ fn expanded(w: &Matrix) -> Vec<f32> {
     out
 }
 
-/// The chain that every f32 kernel promises.
+/// The sum that `linear` and `linear_vjp` promise.
+fn chains(k: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
+    let sums = (0..k).step_by(CHAIN).map(|from| {
+        let n = CHAIN.min(k - from);
+        chain(n, |p| a(from + p), |p| b(from + p))
+    });
+    sums.reduce(|sum, part| sum + part).unwrap_or(0.0)
+}
+
+/// One chain: what `product` promises.
 fn chain(k: usize, a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32) -> f32 {
     (0..k).fold(0.0, |acc, p| a(p).mul_add(b(p), acc))
 }
@@ -85,7 +96,7 @@ fn linear_is_the_promised_chain_on_every_level() {
             with_isa(isa, || linear(&w, &x, t, &mut y, Precision::F32));
             for i in 0..t {
                 for j in 0..n {
-                    let want = chain(k, |p| x[i * k + p], |p| wide[j * k + p]);
+                    let want = chains(k, |p| x[i * k + p], |p| wide[j * k + p]);
                     assert_eq!(y[i * n + j].to_bits(), want.to_bits(), "{isa:?} [{t}, {n}, {k}] ({i}, {j})");
                     assert_near_f64(k, want, |p| x[i * k + p], |p| wide[j * k + p]);
                 }
@@ -103,7 +114,7 @@ fn linear_vjp_is_the_promised_chain_on_every_level() {
             with_isa(isa, || linear_vjp(&w, &dy, t, &mut dx, Precision::F32));
             for i in 0..t {
                 for j in 0..n {
-                    let want = chain(k, |p| dy[i * k + p], |p| wide[p * n + j]);
+                    let want = chains(k, |p| dy[i * k + p], |p| wide[p * n + j]);
                     assert_eq!(dx[i * n + j].to_bits(), want.to_bits(), "{isa:?} [{t}, {n}, {k}] ({i}, {j})");
                 }
             }
@@ -140,7 +151,7 @@ fn quantised_stacked_weights_equal_their_expansion() {
 
 /// A row's bits do not depend on the rows beside it, on the number of threads or (in f32) on the level.
 fn assert_rows_are_independent(precision: Precision, isa: Isa) {
-    let (n, k, t) = (330, 1344, 200);
+    let (n, k, t) = (130, 1344, 120);
     let w = random_matrix(BlockFormat::Q8_0, n, k, 9);
     let (x, dy) = (random(t * k, 10), random(t * n, 11));
     let both = |t: usize, first: usize| {
@@ -155,7 +166,7 @@ fn assert_rows_are_independent(precision: Precision, isa: Isa) {
     let (y, dx) = both(t, 0);
     for threads in [1, 2, 5] {
         parallel::set_threads(threads);
-        for (rows, first) in [(1, 0), (1, 131), (2, 60), (13, 14), (15, 3), (64, 100), (t, 0)] {
+        for (rows, first) in [(1, 0), (1, 101), (2, 60), (13, 14), (15, 3), (64, 50), (t, 0)] {
             let (y_part, dx_part) = both(rows, first);
             assert_eq!(y_part, y[first * n..(first + rows) * n], "{isa:?} {threads} threads, {rows} rows");
             assert_eq!(dx_part, dx[first * k..(first + rows) * k], "{isa:?} {threads} threads, {rows} rows");
@@ -168,6 +179,31 @@ fn assert_rows_are_independent(precision: Precision, isa: Isa) {
 fn a_rows_bits_do_not_depend_on_its_company() {
     for isa in Isa::available() {
         assert_rows_are_independent(Precision::F32, isa);
+        assert_rows_are_independent(Precision::Bf16, isa);
+    }
+}
+
+#[test]
+fn bf16_is_close_to_the_sum_of_rounded_inputs() {
+    let rounded = |x: &[f32]| x.iter().map(|&x| bf16::round(x)).collect::<Vec<f32>>();
+    for isa in Isa::available() {
+        for (t, n, k) in SHAPES {
+            let x = random(t * k, 15);
+            let x_rounded = rounded(&x);
+            let (w, w_t) =
+                (random_matrix(BlockFormat::F32, n, k, 16), random_matrix(BlockFormat::F32, k, n, 17));
+            let (mut y, mut dx) = (vec![f32::NAN; t * n], vec![f32::NAN; t * n]);
+            with_isa(isa, || {
+                linear(&w, &x, t, &mut y, Precision::Bf16);
+                linear_vjp(&w_t, &x, t, &mut dx, Precision::Bf16);
+            });
+            let (wide, wide_t) = (rounded(&expanded(&w)), rounded(&expanded(&w_t)));
+            for (i, j) in (0..t).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let row = &x_rounded[i * k..(i + 1) * k];
+                assert_near_f64(k, y[i * n + j], |p| row[p], |p| wide[j * k + p]);
+                assert_near_f64(k, dx[i * n + j], |p| row[p], |p| wide_t[p * n + j]);
+            }
+        }
     }
 }
 

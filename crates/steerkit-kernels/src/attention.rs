@@ -1,0 +1,432 @@
+//! Grouped-query attention with a causal mask, over a forest of packed texts or over a key/value cache.
+//!
+//! `softmax(q·kᵀ / √h) · v` (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). Each query row sums
+//! over its keys in text order, so that a text gives the same bits alone, in a pack, and token by token.
+
+use crate::gemm::{View, product};
+use crate::isa::multiversion;
+use crate::math::{exp, max, sum_by};
+use crate::shared::Shared;
+use std::ops::Range;
+
+/// Shapes of the heads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Query heads.
+    pub n: usize,
+    /// Key/value heads.
+    pub k: usize,
+    /// Numbers per head.
+    pub h: usize,
+    /// Factor of the scores, usually `h^-½`.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Width of a row `q | k | v`.
+    pub fn qkv_width(&self) -> usize {
+        (self.n + 2 * self.k) * self.h
+    }
+
+    fn group(&self) -> usize {
+        self.n / self.k
+    }
+
+    fn key_at(&self, kv: usize) -> usize {
+        (self.n + kv) * self.h
+    }
+
+    fn value_at(&self, kv: usize) -> usize {
+        (self.n + self.k + kv) * self.h
+    }
+}
+
+/// A run of rows and the rows they see before themselves: `keys` are the ancestors' row ranges in text order,
+/// ending with the run itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The rows that ask.
+    pub rows: Range<usize>,
+    /// Rows that are seen; the last range is `rows`, seen causally.
+    pub keys: Vec<Range<usize>>,
+    /// Which text (tree) the run belongs to; runs of one tree stand together.
+    pub tree: usize,
+}
+
+impl Run {
+    fn n_keys(&self) -> usize {
+        self.keys.iter().map(Range::len).sum()
+    }
+}
+
+/// Attention of packed rows `qkv` (`[t, (n + 2k)h]`, rotary embedding applied) into `out` `[t, n·h]`.
+pub fn attention(heads: Heads, qkv: &[f32], runs: &[Run], out: &mut [f32]) {
+    let (width, out_width) = (heads.qkv_width(), heads.n * heads.h);
+    let out = Shared::new(out);
+    crate::parallel::for_each(runs.len() * heads.k, |task| {
+        let (run, kv) = (&runs[task / heads.k], task % heads.k);
+        with_scratch(|s| {
+            gather(&mut s.keys, qkv, width, heads.key_at(kv), heads.h, &run.keys);
+            gather(&mut s.values, qkv, width, heads.value_at(kv), heads.h, &run.keys);
+            let (keys, values) = (std::mem::take(&mut s.keys), std::mem::take(&mut s.values));
+            let side = Side { data: &keys, stride: heads.h, values: &values, n_keys: run.n_keys() };
+            s.attend(heads, qkv, width, run.rows.clone(), kv, side);
+            (s.keys, s.values) = (keys, values);
+            // SAFETY: each head of a row is written by one task alone.
+            unsafe { scatter_heads(&s.out, heads, &out, out_width, run.rows.clone(), kv) };
+        });
+    });
+}
+
+/// Keys and values of one text at one block: `[s, k·h]` each, new rows already appended.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedText<'a> {
+    /// Keys.
+    pub keys: &'a [f32],
+    /// Values.
+    pub values: &'a [f32],
+    /// The text's new rows in the batch; they are the last rows of the cache.
+    pub rows: (usize, usize),
+}
+
+/// Attention of new rows `qkv` of several texts, each over its own cache, into `out` `[t, n·h]`.
+pub fn attention_cached(heads: Heads, qkv: &[f32], texts: &[CachedText<'_>], out: &mut [f32]) {
+    let (width, out_width, kv_width) = (heads.qkv_width(), heads.n * heads.h, heads.k * heads.h);
+    let out = Shared::new(out);
+    crate::parallel::for_each(texts.len() * heads.k, |task| {
+        let (text, kv) = (&texts[task / heads.k], task % heads.k);
+        let rows = text.rows.0..text.rows.1;
+        with_scratch(|s| {
+            let side = Side {
+                data: &text.keys[kv * heads.h..],
+                stride: kv_width,
+                values: &text.values[kv * heads.h..],
+                n_keys: text.keys.len() / kv_width,
+            };
+            s.attend(heads, qkv, width, rows.clone(), kv, side);
+            // SAFETY: each head of a row is written by one task alone.
+            unsafe { scatter_heads(&s.out, heads, &out, out_width, rows, kv) };
+        });
+    });
+}
+
+/// The VJP of [`attention`]: `dqkv` (same layout as `qkv`) from `dout`. Every number of `dqkv` is written.
+/// Gradients of shared keys are summed in run order.
+pub fn attention_vjp(heads: Heads, qkv: &[f32], runs: &[Run], dout: &[f32], dqkv: &mut [f32]) {
+    let dqkv = Shared::new(dqkv);
+    let trees: Vec<&[Run]> = runs.chunk_by(|a, b| a.tree == b.tree).collect();
+    crate::parallel::for_each(trees.len() * heads.k, |task| {
+        tree_vjp(heads, qkv, trees[task / heads.k], task % heads.k, dout, &dqkv);
+    });
+}
+
+/// One tree, one key/value head.
+fn tree_vjp(heads: Heads, qkv: &[f32], runs: &[Run], kv: usize, dout: &[f32], dqkv: &Shared<'_, f32>) {
+    let (width, out_width, h) = (heads.qkv_width(), heads.n * heads.h, heads.h);
+    let first = runs[0].rows.start;
+    let t = runs[runs.len() - 1].rows.end - first;
+    let (mut dkeys, mut dvalues) = (vec![0f32; t * h], vec![0f32; t * h]);
+    with_scratch(|s| {
+        for run in runs {
+            gather(&mut s.keys, qkv, width, heads.key_at(kv), h, &run.keys);
+            gather(&mut s.values, qkv, width, heads.value_at(kv), h, &run.keys);
+            s.run_vjp(heads, qkv, run, kv, dout, out_width);
+            // SAFETY: each query head of a row is written by one task alone.
+            unsafe { scatter_heads(&s.dq, heads, dqkv, width, run.rows.clone(), kv) };
+            let seen = run.keys.iter().cloned().flatten();
+            for (j, row) in seen.enumerate() {
+                let (from, to) = (j * h..(j + 1) * h, (row - first) * h..(row - first + 1) * h);
+                crate::rows::add_row(&mut dkeys[to.clone()], &s.dk[from.clone()]);
+                crate::rows::add_row(&mut dvalues[to], &s.dv[from]);
+            }
+        }
+    });
+    for i in 0..t {
+        let from = i * h..(i + 1) * h;
+        // SAFETY: a row's key and value head are written by one task alone.
+        let (k, v) = unsafe {
+            let row = (first + i) * width;
+            (dqkv.part(row + heads.key_at(kv), h), dqkv.part(row + heads.value_at(kv), h))
+        };
+        k.copy_from_slice(&dkeys[from.clone()]);
+        v.copy_from_slice(&dvalues[from]);
+    }
+}
+
+/// Keys and values of one head, rows `stride` apart.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    data: &'a [f32],
+    stride: usize,
+    values: &'a [f32],
+    n_keys: usize,
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    q: Vec<f32>,
+    probs: Vec<f32>,
+    out: Vec<f32>,
+    dout: Vec<f32>,
+    dprobs: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
+    thread_local!(static SCRATCH: std::cell::RefCell<Scratch> = std::cell::RefCell::default());
+    SCRATCH.with_borrow_mut(f)
+}
+
+/// `buffer[..n]`, grown when needed; what it holds is not defined.
+fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if buffer.len() < n {
+        buffer.resize(n, 0.0);
+    }
+    &mut buffer[..n]
+}
+
+fn row_major(data: &[f32], stride: usize) -> View<'_> {
+    View { data, row_stride: stride, col_stride: 1 }
+}
+
+fn transposed(data: &[f32], stride: usize) -> View<'_> {
+    View { data, row_stride: 1, col_stride: stride }
+}
+
+/// Copies columns `at..at + h` of the rows in `ranges` into `out` `[s, h]`.
+fn gather(out: &mut Vec<f32>, rows: &[f32], width: usize, at: usize, h: usize, ranges: &[Range<usize>]) {
+    let out = sized(out, ranges.iter().map(Range::len).sum::<usize>() * h);
+    for (to, row) in out.chunks_exact_mut(h).zip(ranges.iter().cloned().flatten()) {
+        to.copy_from_slice(&rows[row * width + at..row * width + at + h]);
+    }
+}
+
+/// Copies the query heads of key/value head `kv` from rows `width` apart into `out` `[group·m, h]`.
+fn gather_heads(out: &mut Vec<f32>, heads: Heads, from: &[f32], width: usize, rows: Range<usize>, kv: usize) {
+    let (h, m) = (heads.h, rows.len());
+    let out = sized(out, heads.group() * m * h);
+    for g in 0..heads.group() {
+        for (i, row) in rows.clone().enumerate() {
+            let at = row * width + (kv * heads.group() + g) * h;
+            out[(g * m + i) * h..(g * m + i + 1) * h].copy_from_slice(&from[at..at + h]);
+        }
+    }
+}
+
+/// The reverse of [`gather_heads`].
+///
+/// # Safety
+/// No other task writes these heads of these rows.
+unsafe fn scatter_heads(
+    from: &[f32],
+    heads: Heads,
+    to: &Shared<'_, f32>,
+    width: usize,
+    rows: Range<usize>,
+    kv: usize,
+) {
+    let (h, m) = (heads.h, rows.len());
+    for g in 0..heads.group() {
+        for (i, row) in rows.clone().enumerate() {
+            // SAFETY: the caller's promise.
+            let head = unsafe { to.part(row * width + (kv * heads.group() + g) * h, h) };
+            head.copy_from_slice(&from[(g * m + i) * h..(g * m + i + 1) * h]);
+        }
+    }
+}
+
+impl Scratch {
+    /// Probabilities `[group·m, s]` and outputs `[group·m, h]` of the run's query heads of one key/value head;
+    /// row `g·m + i` is head `g` of query `i`.
+    fn attend(
+        &mut self,
+        heads: Heads,
+        qkv: &[f32],
+        width: usize,
+        rows: Range<usize>,
+        kv: usize,
+        side: Side<'_>,
+    ) {
+        let (h, m, s) = (heads.h, rows.len(), side.n_keys);
+        let all = heads.group() * m;
+        gather_heads(&mut self.q, heads, qkv, width, rows, kv);
+        let q = &self.q[..all * h];
+        let probs = sized(&mut self.probs, all * s);
+        product(all, s, h, heads.scale, row_major(q, h), transposed(side.data, side.stride), false, probs, s);
+        for (r, row) in probs.chunks_exact_mut(s).enumerate() {
+            softmax_prefix(row, s - m + r % m + 1);
+        }
+        let out = sized(&mut self.out, all * h);
+        product(all, h, s, 1.0, row_major(probs, s), row_major(side.values, side.stride), false, out, h);
+    }
+
+    /// Gradients `dq` `[group·m, h]`, `dk` and `dv` `[s, h]` of one run; keys and values are gathered.
+    fn run_vjp(&mut self, heads: Heads, qkv: &[f32], run: &Run, kv: usize, dout: &[f32], out_width: usize) {
+        let (h, m, s) = (heads.h, run.rows.len(), run.n_keys());
+        let all = heads.group() * m;
+        let (keys, values) = (std::mem::take(&mut self.keys), std::mem::take(&mut self.values));
+        let side = Side { data: &keys, stride: h, values: &values, n_keys: s };
+        self.attend(heads, qkv, heads.qkv_width(), run.rows.clone(), kv, side);
+
+        gather_heads(&mut self.dout, heads, dout, out_width, run.rows.clone(), kv);
+        let grad = &self.dout[..all * h];
+        let (probs, q) = (&self.probs[..all * s], &self.q[..all * h]);
+        let dprobs = sized(&mut self.dprobs, all * s);
+        product(all, s, h, 1.0, row_major(grad, h), transposed(&values, h), false, dprobs, s);
+        product(
+            s,
+            h,
+            all,
+            1.0,
+            transposed(probs, s),
+            row_major(grad, h),
+            false,
+            sized(&mut self.dv, s * h),
+            h,
+        );
+        for (p, dp) in probs.chunks_exact(s).zip(dprobs.chunks_exact_mut(s)) {
+            softmax_vjp(p, dp);
+        }
+        let scale = heads.scale;
+        product(
+            all,
+            h,
+            s,
+            scale,
+            row_major(dprobs, s),
+            row_major(&keys, h),
+            false,
+            sized(&mut self.dq, all * h),
+            h,
+        );
+        product(
+            s,
+            h,
+            all,
+            scale,
+            transposed(dprobs, s),
+            row_major(q, h),
+            false,
+            sized(&mut self.dk, s * h),
+            h,
+        );
+        (self.keys, self.values) = (keys, values);
+    }
+}
+
+multiversion! {
+    /// Softmax over the first `n` numbers; the rest becomes zero.
+    fn softmax_prefix(row: &mut [f32], n: usize) {
+        let (seen, hidden) = row.split_at_mut(n);
+        hidden.fill(0.0);
+        let top = max(seen);
+        for x in seen.iter_mut() {
+            *x = exp(*x - top);
+        }
+        let factor = 1.0 / sum_by(n, |i| seen[i]);
+        for x in seen.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+multiversion! {
+    /// `dp ← p · (dp − Σ p·dp)`.
+    fn softmax_vjp(p: &[f32], dp: &mut [f32]) {
+        let dp = &mut dp[..p.len()];
+        let mean = sum_by(p.len(), |i| p[i] * dp[i]);
+        for i in 0..p.len() {
+            dp[i] = p[i] * (dp[i] - mean);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_vjp, noise};
+
+    const HEADS: Heads = Heads { n: 4, k: 2, h: 6, scale: 0.4 };
+
+    /// A prompt of 5 with branches of 3 and 4, and a text of 2.
+    fn runs() -> Vec<Run> {
+        vec![
+            Run { rows: 0..5, keys: vec![0..5], tree: 0 },
+            Run { rows: 5..8, keys: vec![0..5, 5..8], tree: 0 },
+            Run { rows: 8..12, keys: vec![0..5, 8..12], tree: 0 },
+            Run { rows: 12..14, keys: vec![12..14], tree: 1 },
+        ]
+    }
+
+    /// The definition, row by row in f64.
+    fn naive(qkv: &[f32], runs: &[Run]) -> Vec<f32> {
+        let (w, h, group) = (HEADS.qkv_width(), HEADS.h, HEADS.n / HEADS.k);
+        let mut out = vec![0f32; qkv.len() / w * HEADS.n * h];
+        for run in runs {
+            for row in run.rows.clone() {
+                let seen: Vec<usize> =
+                    run.keys.iter().flat_map(|r| r.clone()).filter(|&k| k <= row).collect();
+                for head in 0..HEADS.n {
+                    let at = |row: usize, col: usize, i: usize| f64::from(qkv[row * w + col * h + i]);
+                    let (key, value) = (HEADS.n + head / group, HEADS.n + HEADS.k + head / group);
+                    let e: Vec<f64> = seen
+                        .iter()
+                        .map(|&s| (0..h).map(|i| at(row, head, i) * at(s, key, i)).sum::<f64>())
+                        .map(|x| (x * f64::from(HEADS.scale)).exp())
+                        .collect();
+                    let total: f64 = e.iter().sum();
+                    for i in 0..h {
+                        let y: f64 = seen.iter().zip(&e).map(|(&s, e)| e / total * at(s, value, i)).sum();
+                        out[row * HEADS.n * h + head * h + i] = y as f32;
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn run(qkv: &[f32], runs: &[Run]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; qkv.len() / HEADS.qkv_width() * HEADS.n * HEADS.h];
+        attention(HEADS, qkv, runs, &mut out);
+        out
+    }
+
+    #[test]
+    fn equals_the_definition() {
+        let qkv = noise(1, 14 * HEADS.qkv_width());
+        for (a, b) in run(&qkv, &runs()).iter().zip(naive(&qkv, &runs())) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn vjp_matches_finite_differences() {
+        let qkv = noise(1, 14 * HEADS.qkv_width());
+        let dout = noise(2, 14 * HEADS.n * HEADS.h);
+        let mut dqkv = vec![f32::NAN; qkv.len()];
+        attention_vjp(HEADS, &qkv, &runs(), &dout, &mut dqkv);
+        assert_vjp(&qkv, &dout, &dqkv, |x| run(x, &runs()));
+    }
+
+    #[test]
+    fn a_cache_gives_the_bits_of_the_whole_text() {
+        let (t, w, kv) = (9, HEADS.qkv_width(), HEADS.k * HEADS.h);
+        let qkv = noise(3, t * w);
+        let whole = run(&qkv, &[Run { rows: 0..t, keys: vec![0..t], tree: 0 }]);
+        let part =
+            |from: usize| qkv.chunks(w).flat_map(|r| r[from..from + kv].to_vec()).collect::<Vec<f32>>();
+        let (keys, values) = (part(HEADS.n * HEADS.h), part(HEADS.n * HEADS.h + kv));
+        for (from, to) in [(0, 4), (4, 5), (5, 9)] {
+            let mut out = vec![f32::NAN; (to - from) * HEADS.n * HEADS.h];
+            let text =
+                CachedText { keys: &keys[..to * kv], values: &values[..to * kv], rows: (0, to - from) };
+            attention_cached(HEADS, &qkv[from * w..to * w], &[text], &mut out);
+            assert_eq!(out, whole[from * HEADS.n * HEADS.h..to * HEADS.n * HEADS.h]);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The decoder's operations on our own CPU kernels, with reused buffers.
+
+use super::Backend;
+use crate::Result;
+use crate::config::{Rope, RopePairing};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use steerkit_kernels::attention::{self, CachedText, Heads, Run};
+use steerkit_kernels::rope::{Angles, Pairing, Turn};
+use steerkit_kernels::{Matrix, Precision, gemm, logprob, mlp, norm, rope, rows};
+
+/// The CPU, in one numeric mode.
+pub(crate) struct Cpu {
+    precision: Precision,
+    pool: Arc<Pool>,
+}
+
+impl Cpu {
+    pub(crate) fn new(precision: Precision) -> Self {
+        Self { precision, pool: Arc::default() }
+    }
+
+    /// A tensor whose numbers are whatever an earlier one left.
+    fn tensor(&self, rows: usize, width: usize) -> Tensor {
+        Tensor { data: self.pool.take(rows * width), width, pool: self.pool.clone() }
+    }
+}
+
+/// Freed buffers, kept for the next tensor of about the same size: a training step in its steady state
+/// allocates nothing, so the kernel has no pages to map.
+#[derive(Default)]
+struct Pool(Mutex<Vec<Vec<f32>>>);
+
+impl Pool {
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |b: &Vec<f32>| b.capacity() >= len && b.capacity() <= 2 * len.max(1024);
+        let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].capacity());
+        let mut buffer = match best {
+            Some(i) => free.swap_remove(i),
+            None => Vec::with_capacity(len),
+        };
+        drop(free);
+        buffer.resize(len, 0.0);
+        buffer
+    }
+
+    fn give(&self, buffer: Vec<f32>) {
+        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(buffer);
+        // Sizes vary a little from batch to batch; what no longer fits anything leaves oldest first.
+        if free.len() > 256 {
+            free.remove(0);
+        }
+    }
+}
+
+/// Rows of numbers in a buffer that goes back to the pool.
+pub(crate) struct Tensor {
+    data: Vec<f32>,
+    width: usize,
+    pool: Arc<Pool>,
+}
+
+impl Tensor {
+    fn rows(&self) -> usize {
+        self.data.len() / self.width
+    }
+}
+
+impl Drop for Tensor {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.data));
+    }
+}
+
+/// Keys and values of one text at one block, `[s, k·h]` each.
+#[derive(Default)]
+pub(crate) struct Cache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+pub(crate) struct CpuAngles {
+    angles: Angles,
+    pairing: Pairing,
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Matrix = Matrix;
+    type Gain = Vec<f32>;
+    type Angles = CpuAngles;
+    type Cache = Cache;
+
+    fn matrix(&self, matrix: &Matrix) -> Result<Matrix> {
+        Ok(matrix.clone())
+    }
+
+    fn gain(&self, gain: &[f32]) -> Result<Vec<f32>> {
+        Ok(gain.to_vec())
+    }
+
+    fn angles(&self, angles: Angles, rope: &Rope) -> Result<CpuAngles> {
+        let pairing = match rope.pairing {
+            RopePairing::Halves => Pairing::Halves,
+            RopePairing::Adjacent => Pairing::Adjacent,
+        };
+        Ok(CpuAngles { angles, pairing })
+    }
+
+    fn upload(&self, data: &[f32], width: usize) -> Result<Tensor> {
+        let mut x = self.tensor(data.len() / width, width);
+        x.data.copy_from_slice(data);
+        Ok(x)
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(x.data.clone())
+    }
+
+    fn copy(&self, x: &Tensor) -> Result<Tensor> {
+        self.upload(&x.data, x.width)
+    }
+
+    fn embed(&self, embed: &Matrix, tokens: &[u32]) -> Result<Tensor> {
+        let mut x = self.tensor(tokens.len(), embed.cols());
+        for (row, &token) in x.data.chunks_exact_mut(embed.cols()).zip(tokens) {
+            embed.expand_row(token as usize, row);
+        }
+        Ok(x)
+    }
+
+    fn select(&self, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
+        let mut y = self.tensor(rows.len(), x.width);
+        for (to, &row) in y.data.chunks_exact_mut(x.width).zip(rows) {
+            to.copy_from_slice(&x.data[row * x.width..(row + 1) * x.width]);
+        }
+        Ok(y)
+    }
+
+    fn select_vjp(&self, dy: &Tensor, rows: &[usize], t: usize) -> Result<Tensor> {
+        let mut dx = self.tensor(t, dy.width);
+        dx.data.fill(0.0);
+        for (from, &row) in dy.data.chunks_exact(dy.width).zip(rows) {
+            rows::add_to_rows(&mut dx.data[row * dy.width..(row + 1) * dy.width], from);
+        }
+        Ok(dx)
+    }
+
+    fn linear(&self, x: &Tensor, w: &Matrix) -> Result<Tensor> {
+        let mut y = self.tensor(x.rows(), w.rows());
+        gemm::linear(w, &x.data, x.rows(), &mut y.data, self.precision);
+        Ok(y)
+    }
+
+    fn linear_vjp(&self, dy: &Tensor, w: &Matrix) -> Result<Tensor> {
+        let mut dx = self.tensor(dy.rows(), w.cols());
+        gemm::linear_vjp(w, &dy.data, dy.rows(), &mut dx.data, self.precision);
+        Ok(dx)
+    }
+
+    fn rms_norm(&self, x: &Tensor, gain: &Vec<f32>, eps: f32) -> Result<(Tensor, Tensor)> {
+        let (mut y, mut rstd) = (self.tensor(x.rows(), x.width), self.tensor(x.rows(), 1));
+        norm::rms_norm(&x.data, gain, eps, &mut y.data, &mut rstd.data);
+        Ok((y, rstd))
+    }
+
+    fn rms_norm_vjp(
+        &self,
+        x: &Tensor,
+        gain: &Vec<f32>,
+        rstd: &Tensor,
+        dy: &Tensor,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        norm::rms_norm_vjp(&x.data, gain, &rstd.data, &dy.data, &mut dx.data);
+        Ok(())
+    }
+
+    fn rope(&self, qkv: &mut Tensor, heads: Heads, angles: &CpuAngles, turn: Turn) -> Result<()> {
+        rope::rope(&mut qkv.data, qkv.width, heads.n + heads.k, &angles.angles, angles.pairing, turn);
+        Ok(())
+    }
+
+    fn attention(&self, qkv: &Tensor, heads: Heads, runs: &[Run]) -> Result<Tensor> {
+        let mut out = self.tensor(qkv.rows(), heads.n * heads.h);
+        attention::attention(heads, &qkv.data, runs, &mut out.data);
+        Ok(out)
+    }
+
+    fn attention_vjp(&self, qkv: &Tensor, heads: Heads, runs: &[Run], dout: &Tensor) -> Result<Tensor> {
+        let mut dqkv = self.tensor(qkv.rows(), qkv.width);
+        attention::attention_vjp(heads, &qkv.data, runs, &dout.data, &mut dqkv.data);
+        Ok(dqkv)
+    }
+
+    fn new_cache(&self) -> Cache {
+        Cache::default()
+    }
+
+    fn attention_cached(
+        &self,
+        qkv: &Tensor,
+        heads: Heads,
+        texts: &mut [(Range<usize>, &mut Cache)],
+    ) -> Result<Tensor> {
+        let (first_key, kv) = (heads.n * heads.h, heads.k * heads.h);
+        for (rows, cache) in texts.iter_mut() {
+            for row in qkv.data[rows.start * qkv.width..rows.end * qkv.width].chunks_exact(qkv.width) {
+                cache.keys.extend_from_slice(&row[first_key..first_key + kv]);
+                cache.values.extend_from_slice(&row[first_key + kv..]);
+            }
+        }
+        let texts: Vec<_> = texts
+            .iter()
+            .map(|(rows, c)| CachedText { keys: &c.keys, values: &c.values, rows: (rows.start, rows.end) })
+            .collect();
+        let mut out = self.tensor(qkv.rows(), heads.n * heads.h);
+        attention::attention_cached(heads, &qkv.data, &texts, &mut out.data);
+        Ok(out)
+    }
+
+    fn swiglu(&self, gate_up: &Tensor) -> Result<Tensor> {
+        let f = gate_up.width / 2;
+        let mut y = self.tensor(gate_up.rows(), f);
+        mlp::swiglu(&gate_up.data, f, &mut y.data);
+        Ok(y)
+    }
+
+    fn swiglu_vjp(&self, mut gate_up: Tensor, dy: &Tensor) -> Result<Tensor> {
+        mlp::swiglu_vjp(&mut gate_up.data, dy.width, &dy.data);
+        Ok(gate_up)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        rows::add(&mut x.data, &y.data);
+        Ok(())
+    }
+
+    fn add_to_rows(&self, x: &mut Tensor, rows: Range<usize>, v: &[f32]) -> Result<()> {
+        rows::add_to_rows(&mut x.data[rows.start * x.width..rows.end * x.width], v);
+        Ok(())
+    }
+
+    fn log_probs(&self, logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; targets.len()];
+        logprob::log_probs(&logits.data, logits.width, targets, &mut out);
+        Ok(out)
+    }
+
+    fn log_probs_vjp(&self, mut logits: Tensor, targets: &[u32], coef: &[f32]) -> Result<Tensor> {
+        logprob::log_probs_vjp(&mut logits.data, logits.width, targets, coef);
+        Ok(logits)
+    }
+}

@@ -1,0 +1,94 @@
+//! The operations a decoder is made of, each beside its vector-Jacobian product.
+//!
+//! [`crate::decoder`] is written once over [`Backend`]. [`cpu::Cpu`] runs it on our own kernels.
+
+pub(crate) mod cpu;
+
+use crate::Result;
+use crate::config::Rope;
+use std::ops::Range;
+use steerkit_kernels::attention::{Heads, Run};
+use steerkit_kernels::rope::Turn;
+use steerkit_kernels::{Matrix, rope::Angles};
+
+/// Rows of numbers on some device, and what can be done with them. A tensor is `[rows, width]`, f32.
+///
+/// A VJP takes the gradient of the output and gives that of the input; weights are frozen and get none.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// Rows of numbers.
+    type Tensor: Send;
+    /// A frozen matrix `[out, in]`.
+    type Matrix: Send + Sync;
+    /// A frozen gain `[d]`.
+    type Gain: Send + Sync;
+    /// Cosines and sines per row.
+    type Angles;
+    /// Keys and values of one text at one block.
+    type Cache: Send;
+
+    fn matrix(&self, matrix: &Matrix) -> Result<Self::Matrix>;
+    fn gain(&self, gain: &[f32]) -> Result<Self::Gain>;
+    fn angles(&self, angles: Angles, rope: &Rope) -> Result<Self::Angles>;
+    fn upload(&self, data: &[f32], width: usize) -> Result<Self::Tensor>;
+    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
+
+    /// Rows `tokens` of the embedding.
+    fn embed(&self, embed: &Self::Matrix, tokens: &[u32]) -> Result<Self::Tensor>;
+
+    /// Rows `rows` of `x`, some perhaps twice.
+    fn select(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+    /// Scatters `dy` back into `t` rows, adding in order.
+    fn select_vjp(&self, dy: &Self::Tensor, rows: &[usize], t: usize) -> Result<Self::Tensor>;
+
+    /// `x · Wᵀ`.
+    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix) -> Result<Self::Tensor>;
+    fn linear_vjp(&self, dy: &Self::Tensor, w: &Self::Matrix) -> Result<Self::Tensor>;
+
+    /// The normalised rows and the reciprocal of each row's root mean square.
+    fn rms_norm(&self, x: &Self::Tensor, gain: &Self::Gain, eps: f32)
+    -> Result<(Self::Tensor, Self::Tensor)>;
+    /// Adds the gradient to `dx`.
+    fn rms_norm_vjp(
+        &self,
+        x: &Self::Tensor,
+        gain: &Self::Gain,
+        rstd: &Self::Tensor,
+        dy: &Self::Tensor,
+        dx: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Turns queries and keys of `q | k | v`; its VJP turns back.
+    fn rope(&self, qkv: &mut Self::Tensor, heads: Heads, angles: &Self::Angles, turn: Turn) -> Result<()>;
+
+    fn attention(&self, qkv: &Self::Tensor, heads: Heads, runs: &[Run]) -> Result<Self::Tensor>;
+    fn attention_vjp(
+        &self,
+        qkv: &Self::Tensor,
+        heads: Heads,
+        runs: &[Run],
+        dout: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+
+    fn new_cache(&self) -> Self::Cache;
+    /// Appends the keys and values of each text's rows to its cache, then attends over it.
+    fn attention_cached(
+        &self,
+        qkv: &Self::Tensor,
+        heads: Heads,
+        texts: &mut [(Range<usize>, &mut Self::Cache)],
+    ) -> Result<Self::Tensor>;
+
+    /// `silu(gate) · up` of `gate | up`.
+    fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor>;
+    fn swiglu_vjp(&self, gate_up: Self::Tensor, dy: &Self::Tensor) -> Result<Self::Tensor>;
+
+    /// `x += y`.
+    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
+    /// Adds `v` `[d]` to some rows.
+    fn add_to_rows(&self, x: &mut Self::Tensor, rows: Range<usize>, v: &[f32]) -> Result<()>;
+
+    /// `log softmax(logits)[target]` per row.
+    fn log_probs(&self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>>;
+    fn log_probs_vjp(&self, logits: Self::Tensor, targets: &[u32], coef: &[f32]) -> Result<Self::Tensor>;
+}

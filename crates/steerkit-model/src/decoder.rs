@@ -1,0 +1,299 @@
+//! The decoder: embedding, blocks and output head of a frozen pre-norm transformer, and the gradient of
+//! log-probabilities with respect to the residual stream. One text for every family and every backend.
+
+use crate::backend::Backend;
+use crate::edit::{Edit, EditOp};
+use crate::weights::{LayerWeights, Weights};
+use crate::{DecoderConfig, Pack, Result};
+use std::ops::Range;
+use steerkit_kernels::attention::{Heads, Run};
+use steerkit_kernels::rope::{Angles, Turn};
+
+/// Rows of the head computed at once when nothing is kept; bounds the memory for logits.
+const HEAD_ROWS: usize = 256;
+
+/// A decoder on one backend.
+pub(crate) struct Decoder<B: Backend> {
+    backend: B,
+    config: DecoderConfig,
+    heads: Heads,
+    frequencies: Vec<f64>,
+    embed: B::Matrix,
+    layers: Vec<Layer<B>>,
+    final_norm: B::Gain,
+    head: B::Matrix,
+}
+
+struct Layer<B: Backend> {
+    attn_norm: B::Gain,
+    qkv: B::Matrix,
+    attn_out: B::Matrix,
+    ffn_norm: B::Gain,
+    gate_up: B::Matrix,
+    down: B::Matrix,
+}
+
+/// What the VJP of one block needs; the rest is computed again.
+struct Saved<B: Backend> {
+    input: B::Tensor,
+    attn_rstd: B::Tensor,
+    qkv: B::Tensor,
+    middle: B::Tensor,
+    ffn_rstd: B::Tensor,
+    gate_up: B::Tensor,
+}
+
+/// How the rows of a pass see each other.
+struct Context<B: Backend> {
+    runs: Vec<Run>,
+    angles: B::Angles,
+}
+
+/// Log-probabilities with everything their VJP needs.
+pub(crate) struct Kept<B: Backend> {
+    pub(crate) logps: Vec<f32>,
+    context: Context<B>,
+    saved: Vec<Saved<B>>,
+    head_input: B::Tensor,
+    head_rstd: B::Tensor,
+    logits: B::Tensor,
+    rows: Vec<usize>,
+    targets: Vec<u32>,
+    t: usize,
+}
+
+/// Keys and values of one text at every block.
+pub(crate) struct KvCache<B: Backend> {
+    layers: Vec<B::Cache>,
+    len: usize,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// Tokens held.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// New tokens of one text.
+pub(crate) struct CachedRun<'a, B: Backend> {
+    pub(crate) cache: &'a mut KvCache<B>,
+    pub(crate) edits: &'a [Edit],
+    pub(crate) tokens: &'a [u32],
+}
+
+impl<B: Backend> Decoder<B> {
+    pub(crate) fn new(backend: B, config: DecoderConfig, weights: &Weights) -> Result<Self> {
+        let layer = |w: &LayerWeights| {
+            Ok(Layer {
+                attn_norm: backend.gain(&w.attn_norm)?,
+                qkv: backend.matrix(&w.qkv)?,
+                attn_out: backend.matrix(&w.attn_out)?,
+                ffn_norm: backend.gain(&w.ffn_norm)?,
+                gate_up: backend.matrix(&w.gate_up)?,
+                down: backend.matrix(&w.down)?,
+            })
+        };
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        Ok(Self {
+            heads: Heads { n: config.n_heads, k: config.n_kv_heads, h: config.head_dim, scale },
+            frequencies: config.rope.frequencies(config.head_dim),
+            embed: backend.matrix(&weights.embed)?,
+            layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
+            final_norm: backend.gain(&weights.final_norm)?,
+            head: backend.matrix(&weights.head)?,
+            config,
+            backend,
+        })
+    }
+
+    pub(crate) fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The residual stream after block `layer`, `[t, d]`.
+    pub(crate) fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
+        let context = self.context(pack)?;
+        let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
+        self.blocks(0..layer + 1, &mut x, &context, None)?;
+        self.backend.download(&x)
+    }
+
+    /// Log-probabilities of the pack's scored tokens, from its tokens up.
+    pub(crate) fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
+        let context = self.context(pack)?;
+        let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
+        self.blocks(0..self.layers.len(), &mut x, &context, None)?;
+        self.head_log_probs(&x, pack)
+    }
+
+    /// Log-probabilities of the pack's scored tokens when the residual stream after block `layer` is `h_td`.
+    pub(crate) fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>> {
+        let context = self.context(pack)?;
+        let mut x = self.backend.upload(h_td, self.config.d_model)?;
+        self.blocks(layer + 1..self.layers.len(), &mut x, &context, None)?;
+        self.head_log_probs(&x, pack)
+    }
+
+    /// [`Self::score_from`], keeping what [`Self::vjp`] needs.
+    pub(crate) fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Kept<B>> {
+        let b = &self.backend;
+        let context = self.context(pack)?;
+        let mut x = b.upload(h_td, self.config.d_model)?;
+        let mut saved = Vec::with_capacity(self.layers.len() - layer - 1);
+        self.blocks(layer + 1..self.layers.len(), &mut x, &context, Some(&mut saved))?;
+        let (rows, targets): (Vec<_>, Vec<_>) = pack.scored.iter().map(|s| (s.row, s.target)).unzip();
+        let head_input = b.select(&x, &rows)?;
+        let (normed, head_rstd) = b.rms_norm(&head_input, &self.final_norm, self.config.norm_eps)?;
+        let logits = b.linear(&normed, &self.head)?;
+        let logps = b.log_probs(&logits, &targets)?;
+        Ok(Kept { logps, context, saved, head_input, head_rstd, logits, rows, targets, t: pack.len() })
+    }
+
+    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
+    pub(crate) fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
+        let b = &self.backend;
+        let dlogits = b.log_probs_vjp(kept.logits, &kept.targets, coef)?;
+        let dnormed = b.linear_vjp(&dlogits, &self.head)?;
+        drop(dlogits);
+        let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
+        b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
+        let mut dx = b.select_vjp(&dinput, &kept.rows, kept.t)?;
+        for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
+            self.block_vjp(layer, saved, &kept.context, &mut dx)?;
+        }
+        b.download(&dx)
+    }
+
+    /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
+    /// each text's last token, `[runs, v]`.
+    pub(crate) fn advance(&self, runs: &mut [CachedRun<'_, B>]) -> Result<Vec<f32>> {
+        let b = &self.backend;
+        let tokens: Vec<u32> = runs.iter().flat_map(|r| r.tokens).copied().collect();
+        let positions: Vec<usize> =
+            runs.iter().flat_map(|r| r.cache.len..r.cache.len + r.tokens.len()).collect();
+        let ends = runs.iter().scan(0, |end, r| {
+            *end += r.tokens.len();
+            Some(*end)
+        });
+        let rows: Vec<Range<usize>> =
+            ends.zip(runs.iter()).map(|(end, r)| end - r.tokens.len()..end).collect();
+        let angles = b.angles(Angles::new(&positions, &self.frequencies), &self.config.rope)?;
+        let mut x = b.embed(&self.embed, &tokens)?;
+        for (l, layer) in self.layers.iter().enumerate() {
+            let mut texts: Vec<_> =
+                rows.iter().cloned().zip(runs.iter_mut().map(|r| &mut r.cache.layers[l])).collect();
+            let attend = |qkv: &B::Tensor| b.attention_cached(qkv, self.heads, &mut texts);
+            self.block(layer, &mut x, &angles, false, attend)?;
+            for (run, rows) in runs.iter().zip(&rows) {
+                self.edit(&mut x, rows.clone(), run.edits, l)?;
+            }
+        }
+        for run in runs.iter_mut() {
+            run.cache.len += run.tokens.len();
+        }
+        let last: Vec<usize> = rows.iter().map(|r| r.end - 1).collect();
+        let (normed, _) = b.rms_norm(&b.select(&x, &last)?, &self.final_norm, self.config.norm_eps)?;
+        b.download(&b.linear(&normed, &self.head)?)
+    }
+
+    pub(crate) fn new_cache(&self) -> KvCache<B> {
+        KvCache { layers: self.layers.iter().map(|_| self.backend.new_cache()).collect(), len: 0 }
+    }
+
+    fn context(&self, pack: &Pack) -> Result<Context<B>> {
+        let angles = Angles::new(&pack.positions(), &self.frequencies);
+        Ok(Context { runs: pack.runs(), angles: self.backend.angles(angles, &self.config.rope)? })
+    }
+
+    fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, edits: &[Edit], layer: usize) -> Result<()> {
+        for edit in edits.iter().filter(|e| e.layer == layer) {
+            match &edit.op {
+                EditOp::Add(v) => self.backend.add_to_rows(x, rows.clone(), v)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs blocks `range` on packed rows `x`; `keep` collects what their VJPs need.
+    fn blocks(
+        &self,
+        range: Range<usize>,
+        x: &mut B::Tensor,
+        context: &Context<B>,
+        mut keep: Option<&mut Vec<Saved<B>>>,
+    ) -> Result<()> {
+        for layer in &self.layers[range] {
+            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, self.heads, &context.runs);
+            let saved = self.block(layer, x, &context.angles, keep.is_some(), attend)?;
+            if let Some(keep) = keep.as_mut() {
+                keep.extend(saved);
+            }
+        }
+        Ok(())
+    }
+
+    /// One block: `x += attention(norm(x)); x += mlp(norm(x))`.
+    fn block(
+        &self,
+        layer: &Layer<B>,
+        x: &mut B::Tensor,
+        angles: &B::Angles,
+        keep: bool,
+        attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
+    ) -> Result<Option<Saved<B>>> {
+        let (b, eps) = (&self.backend, self.config.norm_eps);
+        let input = keep.then(|| b.copy(x)).transpose()?;
+        let (normed, attn_rstd) = b.rms_norm(x, &layer.attn_norm, eps)?;
+        let mut qkv = b.linear(&normed, &layer.qkv)?;
+        b.rope(&mut qkv, self.heads, angles, Turn::Forward)?;
+        b.add(x, &b.linear(&attend(&qkv)?, &layer.attn_out)?)?;
+
+        let middle = keep.then(|| b.copy(x)).transpose()?;
+        let (normed, ffn_rstd) = b.rms_norm(x, &layer.ffn_norm, eps)?;
+        let gate_up = b.linear(&normed, &layer.gate_up)?;
+        b.add(x, &b.linear(&b.swiglu(&gate_up)?, &layer.down)?)?;
+        Ok(input.zip(middle).map(|(input, middle)| Saved {
+            input,
+            attn_rstd,
+            qkv,
+            middle,
+            ffn_rstd,
+            gate_up,
+        }))
+    }
+
+    /// The VJP of one block: `dx` becomes the gradient of its input.
+    fn block_vjp(
+        &self,
+        layer: &Layer<B>,
+        saved: Saved<B>,
+        context: &Context<B>,
+        dx: &mut B::Tensor,
+    ) -> Result<()> {
+        let b = &self.backend;
+        let dgated = b.linear_vjp(dx, &layer.down)?;
+        let dgate_up = b.swiglu_vjp(saved.gate_up, &dgated)?;
+        let dnormed = b.linear_vjp(&dgate_up, &layer.gate_up)?;
+        b.rms_norm_vjp(&saved.middle, &layer.ffn_norm, &saved.ffn_rstd, &dnormed, dx)?;
+
+        let dattended = b.linear_vjp(dx, &layer.attn_out)?;
+        let mut dqkv = b.attention_vjp(&saved.qkv, self.heads, &context.runs, &dattended)?;
+        b.rope(&mut dqkv, self.heads, &context.angles, Turn::Back)?;
+        let dnormed = b.linear_vjp(&dqkv, &layer.qkv)?;
+        b.rms_norm_vjp(&saved.input, &layer.attn_norm, &saved.attn_rstd, &dnormed, dx)
+    }
+
+    /// Log-probabilities of the scored tokens from the last block's output, some rows at a time.
+    fn head_log_probs(&self, x: &B::Tensor, pack: &Pack) -> Result<Vec<f32>> {
+        let mut logps = Vec::with_capacity(pack.scored.len());
+        for scored in pack.scored.chunks(HEAD_ROWS) {
+            let (rows, targets): (Vec<_>, Vec<_>) = scored.iter().map(|s| (s.row, s.target)).unzip();
+            let rows = self.backend.select(x, &rows)?;
+            let (normed, _) = self.backend.rms_norm(&rows, &self.final_norm, self.config.norm_eps)?;
+            let logits = self.backend.linear(&normed, &self.head)?;
+            logps.extend(self.backend.log_probs(&logits, &targets)?);
+        }
+        Ok(logps)
+    }
+}

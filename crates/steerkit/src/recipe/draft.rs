@@ -1,0 +1,317 @@
+//! From what a person wrote to a recipe.
+
+use super::{Preset, Recipe};
+use crate::{Result, SteerError};
+use serde::Deserialize;
+use std::{
+    borrow::Cow,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// What a person wrote: the text of a recipe file and values set on top of it. Keys that neither names come
+/// from the preset.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    path: Option<PathBuf>,
+    text: String,
+    sets: Vec<Set>,
+}
+
+#[derive(Clone, Debug)]
+struct Set {
+    key: String,
+    value: String,
+    is_text: bool,
+}
+
+type Table<'i> = DeTable<'i>;
+
+impl Draft {
+    /// The recipe file at `path`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = fs_err::read(path)?;
+        let text = String::from_utf8(bytes).map_err(|e| SteerError::Recipe {
+            place: format!("{}: byte {}", path.display(), e.utf8_error().valid_up_to()),
+            message: "found bytes that are not UTF-8, expected TOML".into(),
+            hint: Some("save the recipe as UTF-8".into()),
+        })?;
+        Ok(Self { path: Some(path.into()), text, sets: Vec::new() })
+    }
+
+    /// A recipe from text.
+    pub fn parse(text: &str) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+
+    /// Sets the dotted `key` to a TOML value (`--set optimiser.lr=1e-3`); what is no TOML value is taken as
+    /// text. Later settings win.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.sets.push(Set { key: key.into(), value: value.into(), is_text: false });
+    }
+
+    /// Sets the dotted `key` to text, whatever it looks like.
+    pub fn set_text(&mut self, key: &str, value: &str) {
+        self.sets.push(Set { key: key.into(), value: value.into(), is_text: true });
+    }
+
+    /// Fills in the preset and checks every key and value.
+    ///
+    /// # Errors
+    /// [`SteerError::Recipe`] with line and column (or the name of the setting), and the nearest known key.
+    pub fn resolve(&self) -> Result<Recipe> {
+        let mut root = DeTable::parse(&self.text).map_err(|e| self.error(e.message(), e.span(), None))?;
+        for (i, set) in self.sets.iter().enumerate() {
+            self.apply(root.get_mut(), i, set)?;
+        }
+        self.fill(root.get_mut())?;
+        let keys = root.clone();
+        let recipe = Recipe::deserialize(toml::Deserializer::from(root))
+            .map_err(|e| self.error(e.message(), e.span(), Some(keys.get_ref())))?;
+        recipe.check().map_err(|(key, what)| {
+            let span = locate(keys.get_ref(), &key);
+            self.error(&format!("`{key}`: {what}"), span, None)
+        })?;
+        Ok(recipe)
+    }
+
+    /// The span that stands for setting `i`; it lies behind the text.
+    fn set_span(&self, i: usize) -> Range<usize> {
+        let at = self.text.len() + 1 + i;
+        at..at
+    }
+
+    fn apply<'i>(&'i self, root: &mut Table<'i>, i: usize, set: &'i Set) -> Result<()> {
+        let span = self.set_span(i);
+        let text = || DeValue::String(Cow::Borrowed(set.value.as_str()));
+        let value = match DeValue::parse(&set.value) {
+            Ok(value) if !set.is_text => value.into_inner(),
+            _ => text(),
+        };
+        let mut parts: Vec<&str> = set.key.split('.').collect();
+        let last = parts.pop().unwrap_or_default();
+        let mut table = root;
+        for part in parts {
+            let key = Spanned::new(span.clone(), Cow::Borrowed(part));
+            let empty = Spanned::new(span.clone(), DeValue::Table(Table::new()));
+            table = match table.entry(key).or_insert(empty).get_mut() {
+                DeValue::Table(inner) => inner,
+                _ => {
+                    let message = format!("`{part}` is a value, expected a table");
+                    return Err(self.error(&message, Some(span), None));
+                }
+            };
+        }
+        // Insertion keeps an old key with its old span; the setting is to be named instead.
+        table.remove(last);
+        table.insert(Spanned::new(span.clone(), Cow::Borrowed(last)), Spanned::new(span, value));
+        Ok(())
+    }
+
+    /// Inserts the preset's values for keys that are not there.
+    fn fill<'i>(&self, root: &mut Table<'i>) -> Result<()> {
+        let preset = match root.get("preset") {
+            None => Preset::default(),
+            Some(value) => {
+                let name = value.get_ref().as_str().unwrap_or(value.get_ref().type_str());
+                Preset::ALL.into_iter().find(|p| p.name() == name).ok_or_else(|| {
+                    let known = Preset::ALL.map(|p| format!("`{}`", p.name())).join(", ");
+                    let message = format!("unknown variant `{name}`, expected one of {known}");
+                    self.error(&message, Some(value.span()), None)
+                })?
+            }
+        };
+        let mut defaults = DeTable::parse(preset.text()).expect("the presets are TOML").into_inner();
+        if root.contains_key("epochs") || root.contains_key("steps") {
+            defaults.remove("epochs");
+            defaults.remove("steps");
+        }
+        let nowhere = self.set_span(self.sets.len());
+        merge(root, defaults, &nowhere);
+        let word = |text: &'static str| Spanned::new(nowhere.clone(), DeValue::String(Cow::Borrowed(text)));
+        let key = |text: &'static str| Spanned::new(nowhere.clone(), Cow::Borrowed(text));
+        root.entry(key("preset")).or_insert(word(preset.name()));
+        let method = root.get("method").cloned().unwrap_or(word("bipo"));
+        let objective = root
+            .entry(key("objective"))
+            .or_insert(Spanned::new(nowhere.clone(), DeValue::Table(Table::new())));
+        if let DeValue::Table(objective) = objective.get_mut() {
+            objective.entry(key("kind")).or_insert(method);
+        }
+        Ok(())
+    }
+
+    /// An error at `span`; `keys` gives the place of an unknown key, which serde loses inside tagged tables.
+    fn error(&self, message: &str, span: Option<Range<usize>>, keys: Option<&Table<'_>>) -> SteerError {
+        let mut quoted = message.split('`').skip(1).step_by(2);
+        let found = quoted.next().unwrap_or_default();
+        let known: Vec<&str> = quoted.collect();
+        let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+        let span = match keys {
+            Some(keys) if message.starts_with("unknown field") => locate(keys, found).or(span),
+            _ => span,
+        };
+        let hint = unknown.then(|| nearest(found, &known)).flatten().map(|n| format!("did you mean `{n}`?"));
+        let message = message.replace("unknown field", "unknown key").replace("missing field", "missing key");
+        SteerError::Recipe { place: self.place(span), message: message.trim().into(), hint }
+    }
+
+    /// `file: line 3, column 7` or `--set optimiser.lr`.
+    fn place(&self, span: Option<Range<usize>>) -> String {
+        let file = self.path.as_ref().map_or("recipe".into(), |p| p.display().to_string());
+        match span {
+            Some(span) if span.start > self.text.len() => {
+                match self.sets.get(span.start - self.text.len() - 1) {
+                    Some(set) => format!("--set {}={}", set.key, set.value),
+                    None => file,
+                }
+            }
+            Some(span) => {
+                let before = &self.text.as_bytes()[..span.start];
+                let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
+                let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |p| p + 1);
+                let column = String::from_utf8_lossy(&before[start..]).chars().count() + 1;
+                format!("{file}: line {line}, column {column}")
+            }
+            None => file,
+        }
+    }
+}
+
+/// Inserts what `table` lacks. A table whose `kind` the person chose takes nothing from a default of another
+/// kind.
+fn merge<'i>(table: &mut Table<'i>, defaults: Table<'i>, span: &Range<usize>) {
+    for (key, default) in defaults {
+        match (table.get_mut(key.get_ref().as_ref()).map(Spanned::get_mut), default.into_inner()) {
+            (Some(DeValue::Table(mine)), DeValue::Table(default)) => {
+                let other_kind = mine.get("kind").is_some_and(|kind| {
+                    kind.get_ref().as_str() != default.get("kind").and_then(|k| k.get_ref().as_str())
+                });
+                if !other_kind {
+                    merge(mine, default, span);
+                }
+            }
+            (Some(_), _) => {}
+            (None, default) => {
+                let key = Spanned::new(span.clone(), key.into_inner());
+                table.insert(key, Spanned::new(span.clone(), default));
+            }
+        }
+    }
+}
+
+/// Where `key` stands in the table or one inside it.
+fn locate(table: &Table<'_>, key: &str) -> Option<Range<usize>> {
+    if let Some((found, _)) = table.get_key_value(key) {
+        return Some(found.span());
+    }
+    table.values().find_map(|value| value.get_ref().as_table().and_then(|inner| locate(inner, key)))
+}
+
+/// The candidate most like `word`, if any is alike.
+fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let scored = candidates.iter().map(|c| (strsim::jaro_winkler(word, c), *c));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.75).map(|(_, c)| c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        optim::{AdamW, Optimiser},
+        recipe::{LayerChoice, Warmup},
+    };
+
+    const MINIMAL: &str = "model = \"m.gguf\"\nout = \"runs/a\"\n[data]\ntrain = \"a.csv\"\n";
+
+    fn resolve(text: &str) -> Recipe {
+        Draft::parse(text).resolve().unwrap()
+    }
+
+    fn refused(text: &str) -> (String, Option<String>) {
+        let error = Draft::parse(text).resolve().unwrap_err();
+        (error.to_string(), error.hint())
+    }
+
+    #[test]
+    fn presets_fill_what_is_missing() {
+        let auto = resolve(MINIMAL);
+        assert_eq!((auto.batch, auto.steps, auto.epochs, auto.layer), (16, Some(8), None, LayerChoice::Auto));
+        let paper = resolve(&format!("preset = \"paper\"\n{MINIMAL}"));
+        assert_eq!(paper.optimiser, Optimiser::AdamW(AdamW::default()));
+        assert_eq!((paper.batch, paper.steps, paper.epochs), (4, None, Some(20)));
+        let official = resolve(&format!("preset = \"official\"\nepochs = 3\nlayer = 15\n{MINIMAL}"));
+        let want =
+            AdamW { weight_decay: 0.0, clip: Some(1.0), schedule_epochs: Some(100), ..AdamW::default() };
+        assert_eq!(official.optimiser, Optimiser::AdamW(want));
+        assert_eq!((official.epochs, official.layer), (Some(3), LayerChoice::Block(15)));
+    }
+
+    #[test]
+    fn the_saved_text_gives_the_same_recipe() {
+        for preset in ["auto", "paper", "official"] {
+            let recipe = resolve(&format!("preset = \"{preset}\"\n{MINIMAL}"));
+            assert_eq!(resolve(&recipe.to_toml()), recipe);
+        }
+    }
+
+    #[test]
+    fn another_kind_takes_no_default_of_the_preset() {
+        let mut draft = Draft::parse(MINIMAL);
+        draft.set("optimiser.kind", "adamw");
+        draft.set("optimiser.lr", "1e-3");
+        draft.set("optimiser.warmup.fraction", "0.1");
+        draft.set("epochs", "2");
+        draft.set_text("data.train", "7");
+        let recipe = draft.resolve().unwrap();
+        let want = AdamW { lr: 1e-3, warmup: Warmup::Fraction(0.1), ..AdamW::default() };
+        assert_eq!(recipe.optimiser, Optimiser::AdamW(want));
+        assert_eq!((recipe.epochs, recipe.steps), (Some(2), None));
+        assert_eq!(recipe.data.train, PathBuf::from("7"));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_place() {
+        let (message, hint) = refused(&format!("{MINIMAL}[objective]\n  betta = 0.2\n"));
+        assert!(message.contains("line 6, column 3: unknown key `betta`"), "{message}");
+        assert_eq!(hint.as_deref(), Some("did you mean `beta`?"));
+        let (message, hint) = refused(&format!("sed = 1\n{MINIMAL}"));
+        assert!(message.contains("line 1, column 1: unknown key `sed`"), "{message}");
+        assert_eq!(hint.as_deref(), Some("did you mean `seed`?"));
+        let mut draft = Draft::parse(MINIMAL);
+        draft.set("objective.betta", "0.2");
+        let error = draft.resolve().unwrap_err().to_string();
+        assert!(error.starts_with("--set objective.betta=0.2: unknown key"), "{error}");
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_their_place() {
+        for (line, place, what) in [
+            ("batch = 0", "line 1, column 1", "expected at least 1"),
+            ("layer = -1", "line 1, column 9", "block number"),
+            ("layer = \"middle\"", "line 1, column 9", "auto"),
+            ("preset = \"papr\"", "line 1, column 10", "unknown variant"),
+            ("steps = 3\nepochs = 1", "line 1, column 1", "either"),
+            ("batch = ", "line 1", ""),
+        ] {
+            let (message, _) = refused(&format!("{line}\n{MINIMAL}"));
+            assert!(message.contains(place) && message.contains(what), "{line}: {message}");
+        }
+        let (message, _) = refused(&format!("{MINIMAL}[objective]\nbeta = nan\n"));
+        assert!(message.contains("line 6, column 1: `beta`"), "{message}");
+        assert!(refused("model = \"m\"\n").0.contains("missing key"), "{:?}", refused("model = \"m\"\n"));
+    }
+
+    #[test]
+    fn differences_name_what_decides() {
+        let a = resolve(MINIMAL);
+        let mut b = a.clone();
+        b.seed = 7;
+        b.out = "elsewhere".into();
+        assert_eq!(a.differences(&b), ["seed: 42 -> 7"]);
+    }
+}

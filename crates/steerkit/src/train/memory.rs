@@ -1,0 +1,102 @@
+//! How much memory a run will take, before it takes it.
+
+use crate::{Result, SteerError};
+use steerkit_model::DecoderConfig;
+
+/// What decides the memory of a run, beside the model that is already loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Footprint<'a> {
+    pub(crate) config: &'a DecoderConfig,
+    pub(crate) layer: usize,
+    /// Bytes of cached rows kept in memory.
+    pub(crate) cached: u64,
+    /// Rows of the longest pair, and of all pairs.
+    pub(crate) longest_pair: usize,
+    pub(crate) all_rows: usize,
+    /// Scored tokens per row, on average.
+    pub(crate) scored_share: f64,
+}
+
+impl Footprint<'_> {
+    /// Bytes that training takes at its peak with micro-batches of `rows` rows: the cache and one pass with
+    /// its gradient.
+    pub(crate) fn bytes(&self, rows: usize) -> u64 {
+        let c = self.config;
+        let rows = rows.max(self.longest_pair).min(self.all_rows) as u64;
+        let qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
+        let saved = 2 * c.d_model + qkv + 2 * c.d_ff + 2;
+        let blocks = c.n_layers - 1 - self.layer;
+        // Beside what blocks keep: the edited rows, the stream and its gradient, and one block's working set.
+        let working = 6 * c.d_model + 2 * qkv + 5 * c.d_ff;
+        let logits = (rows as f64 * self.scored_share) as u64 * c.vocab as u64;
+        self.cached + 4 * (rows * (blocks * saved + working) as u64 + logits)
+    }
+
+    /// Refuses a run that does not fit into `available` bytes.
+    ///
+    /// # Errors
+    /// [`SteerError::Memory`] with the number of rows that would fit.
+    pub(crate) fn check(&self, rows: usize, available: Option<u64>) -> Result<()> {
+        let needed = self.bytes(rows);
+        let Some(available) = available.filter(|&a| a < needed) else { return Ok(()) };
+        let mut fitting = rows.min(self.all_rows);
+        while fitting > self.longest_pair && self.bytes(fitting) > available {
+            fitting = (fitting / 2).max(self.longest_pair);
+        }
+        let fits = self.bytes(fitting) <= available;
+        Err(SteerError::Memory {
+            needed_mb: needed / 1_000_000,
+            available_mb: available / 1_000_000,
+            fitting_rows: fits.then_some(fitting),
+        })
+    }
+}
+
+/// Memory that can be taken without swapping, where the system tells.
+pub(crate) fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steerkit_model::config::{Rope, RopePairing, RopeScaling};
+
+    /// Fault 37: a run that cannot fit is refused, with a number of rows where one would.
+    #[test]
+    fn a_run_that_does_not_fit_is_refused() {
+        let rope = Rope { theta: 1e5, pairing: RopePairing::Adjacent, scaling: RopeScaling::None };
+        let config = DecoderConfig {
+            architecture: "llama".into(),
+            n_layers: 30,
+            d_model: 576,
+            n_heads: 9,
+            n_kv_heads: 3,
+            head_dim: 64,
+            d_ff: 1536,
+            vocab: 49_152,
+            context: 2048,
+            norm_eps: 1e-5,
+            rope,
+        };
+        let footprint = Footprint {
+            config: &config,
+            layer: 15,
+            cached: 100_000_000,
+            longest_pair: 200,
+            all_rows: 1280,
+            scored_share: 0.5,
+        };
+        assert!(footprint.check(4096, None).is_ok());
+        assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
+        let few = |available| match footprint.check(4096, Some(available)) {
+            Err(SteerError::Memory { fitting_rows, .. }) => fitting_rows,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(few(footprint.bytes(1280) - 1), Some(640));
+        assert_eq!(few(footprint.bytes(200)), Some(200));
+        assert_eq!(few(footprint.bytes(200) - 1), None);
+    }
+}

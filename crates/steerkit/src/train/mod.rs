@@ -1,0 +1,81 @@
+//! Training a steering vector.
+//!
+//! Blocks 0 to L do not see the vector, so they run once per pair ([`cache`]); every step runs only the blocks
+//! above, forward and backward ([`pass`]). The order of the data is laid out before the first step ([`order`]),
+//! sums are taken in the order of the examples, and the state is saved between steps ([`checkpoint`]): so the
+//! same recipe gives the same bytes, interrupted or not, whatever the number of threads or the memory at hand.
+
+mod cache;
+mod checkpoint;
+mod encode;
+mod evaluate;
+mod layer;
+mod lock;
+mod memory;
+mod observer;
+mod order;
+mod pass;
+mod run;
+
+pub use encode::{RunData, TokenSet};
+pub use evaluate::EvalPoint;
+pub use lock::RunLock;
+pub use observer::{Event, Observer};
+pub use order::{Batch, Order};
+pub use pass::TokenPair;
+
+use crate::{Result, recipe::Recipe, vector::SteeringVector};
+use std::{path::PathBuf, sync::atomic::AtomicBool};
+use steerkit_model::Model;
+
+/// What to do with a run folder that is not empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// Refuse a folder that holds a run.
+    #[default]
+    New,
+    /// Remove the run that the folder holds.
+    Overwrite,
+    /// Go on with the run that the folder holds; it must be of the same recipe, model and data.
+    Resume,
+}
+
+/// What a run gave.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The vector, as saved.
+    pub vector: SteeringVector,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// The block after which it is added.
+    pub layer: usize,
+    /// Optimiser steps done.
+    pub steps: usize,
+    /// Euclidean norm of the vector.
+    pub norm: f64,
+    /// Median norm of the residual stream at the layer over the training pairs, position 0 excluded.
+    pub residual_norm: f64,
+    /// `norm / residual_norm`.
+    pub relative_dose: f64,
+    /// Pairs trained on.
+    pub trained_pairs: usize,
+    /// Pairs of the last evaluation: `test`, else `valid`, else `train`.
+    pub split: String,
+    /// The last evaluation, one point per multiplier of the recipe.
+    pub eval: Vec<EvalPoint>,
+}
+
+/// As [`train_from`], on pairs that are tokens already.
+///
+/// # Errors
+/// As [`train_from`].
+pub fn train_tokens(
+    start: Start,
+    model: &Model,
+    recipe: &Recipe,
+    data: &RunData,
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    run::run(start, model, recipe, data, observer, cancel)
+}

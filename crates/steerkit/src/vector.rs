@@ -1,0 +1,343 @@
+//! A steering vector, where it came from, and its file.
+//!
+//! The file is safetensors: one tensor `direction.{N}`, F32, `[d]`, and under the metadata key `steerkit` one JSON
+//! object with the fields of [`Provenance`], `layer` and `norm`. `N` counts blocks from 0; the vector is added to
+//! the output of block `N`, at every position. The bytes depend on nothing but the vector: no time, no path.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use steerkit_model::{ModelError, ModelIdentity};
+
+use crate::error::malformed;
+use crate::files::{sha256, write_atomic};
+use crate::{Result, SteerError};
+
+/// Largest file that is read: no vector with its provenance comes near it.
+const MAX_FILE: u64 = 16 << 20;
+/// Most row numbers that a file lists; of more it holds the count and the hash.
+const MAX_ROWS: usize = 4096;
+/// A vector this many times as long as the residual stream drowns it.
+pub(crate) const MAX_RELATIVE_NORM: f32 = 100.0;
+/// The metadata key.
+const KEY: &str = "steerkit";
+
+/// A direction in the residual stream after one block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SteeringVector {
+    /// The numbers, `[d]`, at multiplier 1.
+    pub direction: Vec<f32>,
+    /// The block (from 0) after which it is added.
+    pub layer: usize,
+    /// How it was made.
+    pub provenance: Provenance,
+}
+
+/// How a vector was made. Fields of a file that this version does not know are ignored; missing ones take the
+/// values of [`Provenance::default`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Provenance {
+    /// What the vector is called.
+    pub name: String,
+    /// The behaviour that a positive multiplier brings out.
+    pub behaviour: Option<String>,
+    /// How it was made: `bipo`, `caa`, …; `unknown` for a file that does not say.
+    pub method: String,
+    /// The objective and its hyperparameters.
+    pub objective: Map<String, Value>,
+    /// The positions it acts on.
+    pub token_scope: String,
+    /// The model it was made with.
+    pub base_model: Option<ModelIdentity>,
+    /// The system prompt of training; `None` if there was none.
+    pub system_prompt: Option<String>,
+    /// SHA-256 of the chat template that was used, which may be another than the model's own.
+    pub chat_template_sha256: Option<String>,
+    /// The pairs it was trained on.
+    pub data: Option<DataUse>,
+    /// Seed of the run.
+    pub seed: Option<u64>,
+    /// Optimiser steps.
+    pub steps: Option<u64>,
+    /// Median norm of the residual stream after block `layer` over the training texts, position 0 excluded.
+    pub residual_norm: Option<f32>,
+    /// What training measured.
+    pub metrics: Map<String, Value>,
+    /// The steerkit that made it.
+    pub steerkit_version: String,
+}
+
+impl Default for Provenance {
+    /// Nothing known: method `unknown`, scope `all`, no version.
+    fn default() -> Self {
+        Self {
+            name: "unnamed".into(),
+            behaviour: None,
+            method: "unknown".into(),
+            objective: Map::new(),
+            token_scope: "all".into(),
+            base_model: None,
+            system_prompt: None,
+            chat_template_sha256: None,
+            data: None,
+            seed: None,
+            steps: None,
+            residual_norm: None,
+            metrics: Map::new(),
+            steerkit_version: String::new(),
+        }
+    }
+}
+
+/// Which rows of which file were trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataUse {
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Rows used.
+    pub count: usize,
+    /// The rows, counted from 0, in the order of the dataset; `None` when there are more than 4096.
+    pub rows: Option<Vec<usize>>,
+    /// SHA-256 of the row numbers, each as 8 bytes, lowest first.
+    pub rows_sha256: String,
+}
+
+impl DataUse {
+    /// The record of `rows` of the file with hash `sha256`.
+    pub fn new(file_sha256: String, rows: &[usize]) -> Self {
+        let bytes: Vec<u8> = rows.iter().flat_map(|&row| (row as u64).to_le_bytes()).collect();
+        Self {
+            sha256: file_sha256,
+            count: rows.len(),
+            rows: (rows.len() <= MAX_ROWS).then(|| rows.to_vec()),
+            rows_sha256: sha256(&bytes),
+        }
+    }
+}
+
+/// What `steerkit vector inspect` shows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VectorSummary {
+    /// The block (from 0) after which it is added.
+    pub layer: usize,
+    /// Numbers of the vector.
+    pub d_model: usize,
+    /// Euclidean norm.
+    pub norm: f32,
+    /// Largest absolute value.
+    pub max_abs: f32,
+    /// Norm over the median residual norm, where the file has that.
+    pub relative_norm: Option<f32>,
+    /// How it was made.
+    pub provenance: Provenance,
+    /// What a user should know before using it.
+    pub warnings: Vec<String>,
+}
+
+impl SteeringVector {
+    /// Euclidean norm.
+    pub fn norm(&self) -> f32 {
+        self.direction.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt() as f32
+    }
+
+    /// Norm over the median residual norm at the layer, where that is known.
+    pub fn relative_norm(&self) -> Option<f32> {
+        self.provenance.residual_norm.map(|residual| self.norm() / residual)
+    }
+
+    /// What there is to know about the vector.
+    pub fn summary(&self) -> VectorSummary {
+        let mut warnings = Vec::new();
+        if self.provenance.method == "unknown" {
+            warnings.push("the file does not say how the vector was made".into());
+        }
+        if let Some(relative) = self.relative_norm().filter(|&relative| relative > MAX_RELATIVE_NORM) {
+            warnings.push(format!("the vector is {relative:.0} times as long as the residual stream"));
+        }
+        VectorSummary {
+            layer: self.layer,
+            d_model: self.direction.len(),
+            norm: self.norm(),
+            max_abs: self.direction.iter().fold(0.0, |max: f32, x| max.max(x.abs())),
+            relative_norm: self.relative_norm(),
+            provenance: self.provenance.clone(),
+            warnings,
+        }
+    }
+
+    /// Writes the vector: a temporary file in the same folder, flushed and renamed. The same vector gives the same
+    /// bytes.
+    ///
+    /// # Errors
+    /// The file system's; [`ModelError::NonFinite`] and [`SteerError::ZeroVector`] for what [`Self::load`] would
+    /// refuse.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.check()?;
+        let mut metadata = match serde_json::to_value(&self.provenance) {
+            Ok(Value::Object(fields)) => fields,
+            _ => unreachable!("a struct of plain fields is a JSON object"),
+        };
+        metadata.insert("layer".into(), self.layer.into());
+        metadata.insert("norm".into(), self.norm().into());
+        let metadata = HashMap::from([(KEY.to_owned(), Value::Object(metadata).to_string())]);
+        let data: Vec<u8> = self.direction.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let tensor = TensorView::new(Dtype::F32, vec![self.direction.len()], &data)
+            .expect("the bytes are those of the shape");
+        let bytes = safetensors::serialize([(format!("direction.{}", self.layer), tensor)], Some(metadata))
+            .expect("one tensor always fits");
+        Ok(write_atomic(path, &bytes)?)
+    }
+
+    /// Reads a vector. A file without our metadata is accepted, with a provenance that says `unknown` and the
+    /// file's name as name.
+    ///
+    /// # Errors
+    /// The file system's; [`SteerError::Malformed`] for a file that is no safetensors file with one tensor
+    /// `direction.{N}` of F32 `[d]`, finite and not all zero.
+    pub fn load(path: &Path) -> Result<Self> {
+        let mut bytes = Vec::new();
+        fs_err::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        let file = open(path, &bytes)?;
+        let (layer, direction) = only_direction(path, &file)?;
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| broken(path, &error.to_string()))?;
+        let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+        let provenance = match text {
+            Some(text) => provenance(path, text, layer)?,
+            None => {
+                let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("unnamed");
+                Provenance { name: stem.into(), ..Provenance::default() }
+            }
+        };
+        Ok(Self { direction, layer, provenance })
+    }
+
+    /// Finite and not all zero.
+    fn check(&self) -> Result<()> {
+        let found = self.direction.iter().filter(|x| !x.is_finite()).count();
+        if found > 0 {
+            let place = format!("vector {:?}", self.provenance.name);
+            return Err(ModelError::NonFinite { place, found, total: self.direction.len() }.into());
+        }
+        if self.direction.iter().all(|&x| x == 0.0) {
+            return Err(SteerError::ZeroVector { name: self.provenance.name.clone() });
+        }
+        Ok(())
+    }
+}
+
+/// The tensors of a file, after a look at its first bytes.
+fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
+    let convert = "convert it with steerkit vector convert";
+    for (sign, found, hint) in [
+        (&b"GGUF"[..], "a GGUF file", convert),
+        (b"PK\x03\x04", "a zip archive, as PyTorch writes", convert),
+        (b"version https://git-lfs", "a git-LFS pointer", "fetch the file itself: git lfs pull"),
+    ] {
+        if bytes.starts_with(sign) {
+            return Err(malformed(path, "byte offset 0", found, "a safetensors file", hint));
+        }
+    }
+    if bytes.len() as u64 > MAX_FILE {
+        let found = format!("more than {MAX_FILE} bytes");
+        return Err(malformed(path, "file", found, "a vector of some kilobytes", "is this a model file?"));
+    }
+    let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
+        return Err(broken(path, &format!("{} bytes", bytes.len())));
+    };
+    if length > bytes.len() as u64 - 8 {
+        let found = format!("a header of {length} bytes");
+        let expected = format!("at most the {} bytes that follow", bytes.len() - 8);
+        let hint = "the file is cut short or no safetensors file";
+        return Err(malformed(path, "byte offset 0", found, expected, hint));
+    }
+    SafeTensors::deserialize(bytes).map_err(|error| broken(path, &error.to_string()))
+}
+
+/// The layer and the numbers of the one tensor.
+fn only_direction(path: &Path, file: &SafeTensors<'_>) -> Result<(usize, Vec<f32>)> {
+    let mut names = file.names();
+    names.sort_by_key(|name| (name.len(), name.to_string()));
+    let [name] = names[..] else {
+        let shown: Vec<&str> = names.iter().take(8).copied().collect();
+        let found = format!("{} tensors ({})", names.len(), shown.join(", "));
+        let hint = "a vector acts after one block: save each layer as a file of its own";
+        return Err(malformed(path, "tensors", found, "one, direction.{layer}", hint));
+    };
+    let number = name.strip_prefix("direction.").filter(|number| number.len() <= 4);
+    let layer = number.and_then(|number| number.parse::<u16>().ok().filter(|n| n.to_string() == number));
+    let Some(layer) = layer else {
+        let hint = "the name holds the block, counted from 0, after which the vector is added";
+        let found = format!("the tensor {:?}", name.chars().take(80).collect::<String>());
+        return Err(malformed(path, "tensors", found, "direction.{layer}", hint));
+    };
+    let tensor = file.tensor(name).map_err(|error| broken(path, &error.to_string()))?;
+    let (dtype, shape) = (tensor.dtype(), tensor.shape());
+    if dtype != Dtype::F32 || shape.len() != 1 || shape[0] == 0 {
+        let found = format!("{dtype:?} {shape:?}");
+        return Err(malformed(
+            path,
+            name,
+            found,
+            "F32 [d_model]",
+            "save the vector as 32-bit floats in one row",
+        ));
+    }
+    let (numbers, _) = tensor.data().as_chunks::<4>();
+    let direction: Vec<f32> = numbers.iter().map(|&x| f32::from_le_bytes(x)).collect();
+    let refuse = |found: String| {
+        malformed(
+            path,
+            name,
+            found,
+            "finite numbers, not all zero",
+            "the run that made it went wrong: train again",
+        )
+    };
+    match direction.iter().filter(|x| !x.is_finite()).count() {
+        0 if direction.iter().all(|&x| x == 0.0) => Err(refuse("zeros only".into())),
+        0 => Ok((usize::from(layer), direction)),
+        found => Err(refuse(format!("{found} of {} values that are not finite", direction.len()))),
+    }
+}
+
+/// Our metadata; `layer` must be that of the tensor's name.
+fn provenance(path: &Path, text: &str, layer: usize) -> Result<Provenance> {
+    let place = format!("metadata key {KEY:?}");
+    let refuse = |found: String, expected: &str| {
+        malformed(
+            path,
+            place.clone(),
+            found,
+            expected,
+            "the file was changed by hand or damaged: make it again",
+        )
+    };
+    let expected = "a JSON object as steerkit writes it";
+    let value: Value = serde_json::from_str(text).map_err(|error| refuse(error.to_string(), expected))?;
+    if !value.is_object() {
+        return Err(refuse("another JSON value".into(), expected));
+    }
+    if let Some(other) = value.get("layer").filter(|other| other.as_u64() != Some(layer as u64)) {
+        return Err(refuse(format!("layer {other}"), &format!("layer {layer}, as the tensor's name has it")));
+    }
+    let provenance: Provenance =
+        serde_json::from_value(value).map_err(|error| refuse(error.to_string(), expected))?;
+    match provenance.residual_norm {
+        Some(norm) if !(norm.is_finite() && norm > 0.0) => {
+            Err(refuse(format!("residual_norm {norm}"), "a positive number"))
+        }
+        _ => Ok(provenance),
+    }
+}
+
+fn broken(path: &Path, found: &str) -> SteerError {
+    let hint = "the file is damaged or of another kind: fetch or make it again";
+    malformed(path, "header", found, "a safetensors file", hint)
+}
