@@ -79,7 +79,7 @@ fn load_folder(path: &Path) -> Result<Loaded> {
     let chat_template = folder_template(path)?;
     let full = fs::canonicalize(path)?;
     let name = full.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let tokenizer = Tokenizer::from_folder(path)?;
+    let tokenizer = folder_tokenizer(path)?;
     let parts = Parts { config, weights, tokenizer, chat_template };
     parts.loaded(path, name, folder.sha256())
 }
@@ -115,6 +115,11 @@ impl Parts {
         };
         Ok(Loaded { config, weights, tokenizer, chat_template, identity })
     }
+}
+
+/// The tokeniser of a folder that has one.
+fn folder_tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
+    folder.join("tokenizer.json").exists().then(|| Tokenizer::from_folder(folder)).transpose()
 }
 
 /// The chat template of a folder: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, which

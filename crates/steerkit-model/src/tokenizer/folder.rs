@@ -16,16 +16,12 @@ const MAX_TOKENIZER: u64 = 1 << 28;
 
 impl Tokenizer {
     /// The tokeniser of a folder with `tokenizer.json` and, where there are, `tokenizer_config.json` (BOS, EOS,
-    /// whether BOS is added), `generation_config.json` and `config.json` (further end tokens). `None` where there is no
-    /// `tokenizer.json`.
+    /// whether BOS is added), `generation_config.json` and `config.json` (further end tokens).
     ///
     /// # Errors
-    /// Files that break their format, BOS or EOS that are no tokens.
-    pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
+    /// No `tokenizer.json`, files that break their format, BOS or EOS that are no tokens.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        if !path.exists() {
-            return Ok(None);
-        }
         let text = read_text(&path, MAX_TOKENIZER)?;
         check_merges(&path, &text)?;
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| {
@@ -57,7 +53,7 @@ impl Tokenizer {
             });
         let pieces = pieces(&inner);
         let sha256 = hex(&Sha256::digest(text.as_bytes()));
-        Ok(Some(Self::assemble(inner, pieces, bos, eos, ends, add_bos, sha256)))
+        Ok(Self::assemble(inner, pieces, bos, eos, ends, add_bos, sha256))
     }
 }
 

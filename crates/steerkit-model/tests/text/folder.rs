@@ -51,7 +51,7 @@ fn open(files: &[(&str, Value)]) -> Result<Tokenizer, ModelError> {
     for (name, value) in files {
         std::fs::write(folder.path().join(name), value.to_string()).unwrap();
     }
-    Tokenizer::from_folder(folder.path()).map(|tokenizer| tokenizer.expect("the folder has a tokenizer.json"))
+    Tokenizer::from_folder(folder.path())
 }
 
 fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> (Vec<Option<String>>, Option<String>) {
@@ -113,7 +113,8 @@ fn a_configuration_decides_about_bos() {
 
 #[test]
 fn broken_folders_name_the_file_and_the_field() {
-    assert!(Tokenizer::from_folder(Path::new("/nonexistent")).unwrap().is_none());
+    let missing = Tokenizer::from_folder(Path::new("/nonexistent")).unwrap_err();
+    assert!(missing.to_string().contains("tokenizer.json"), "{missing}");
     let message = |files: &[(&str, Value)]| open(files).unwrap_err().to_string();
     let found = message(&[("tokenizer.json", json!("version https://git-lfs.github.com/spec/v1"))]);
     assert!(found.contains("tokenizer.json"), "{found}");
