@@ -71,7 +71,7 @@ fn memory_and_threads_change_no_byte() {
     for (name, rows, memory, threads) in
         [("one", "1", "2000", 1), ("all", "4096", "2000", 3), ("disk", "16", "0", 2)]
     {
-        steerkit_kernels::parallel::set_threads(threads);
+        steerkit_model::set_threads(threads);
         let more = [("micro_batch_rows", rows), ("cache.memory_mb", memory)];
         let recipe = small_recipe(&folder.path().join(name).join("run"), &more);
         run(Start::New, &tiny_model(), &recipe, &short_data()).unwrap();
