@@ -27,6 +27,13 @@ fn model() -> Option<Model> {
     }
 }
 
+/// A line of the process's status, in 10^6 bytes.
+fn status_mb(key: &str) -> f64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with(key));
+    line.and_then(|l| l.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0) * 1024.0 / 1e6
+}
+
 fn draft(out: &Path) -> Draft {
     let mut draft = Draft::default();
     draft.set_text("model", "smollm2");
@@ -62,12 +69,15 @@ fn the_default_recipe_steers_both_ways() {
     draft.set("layer", "15");
     draft.set("data.holdout", "32");
     let recipe = draft.resolve().unwrap();
+    let before = status_mb("VmRSS");
+    let mut estimate = 0.0;
     let mut observer = |event: Event<'_>| match event {
         Event::Step { record, .. } => println!(
             "step {} loss {:.4} margin {:.3} |v| {:.3} {:.2} s",
             record.step, record.loss, record.margin, record.norm, record.seconds
         ),
         Event::Note(note) => println!("{note}"),
+        Event::Memory { bytes } => estimate = bytes as f64 / 1e6,
         _ => {}
     };
     let outcome = train(&model, &recipe, &mut observer, &AtomicBool::new(false)).unwrap();
@@ -77,6 +87,11 @@ fn the_default_recipe_steers_both_ways() {
             p.multiplier, p.margin, p.margin_se, p.accuracy
         );
     }
+    println!(
+        "memory in MB: model {before:.0}, estimate {:.0}, peak {:.0}",
+        before + estimate,
+        status_mb("VmHWM")
+    );
     println!("median residual norm {:.2}, norm {:.3}", outcome.residual_norm, outcome.norm);
     assert!((outcome.relative_dose - 0.095).abs() < 1e-6);
     assert!((outcome.residual_norm - 168.0).abs() < 5.0);

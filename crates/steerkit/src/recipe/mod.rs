@@ -15,6 +15,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use steerkit_model::OpenOptions;
 
 /// One training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -290,6 +291,15 @@ fn default_micro_batch() -> usize {
 }
 
 impl Recipe {
+    /// How the model of this recipe is to be opened.
+    pub fn open_options(&self) -> OpenOptions {
+        let precision = match self.precision {
+            Precision::F32 => steerkit_model::Precision::F32,
+            Precision::Bf16 => steerkit_model::Precision::Bf16,
+        };
+        OpenOptions { precision }
+    }
+
     /// The recipe as TOML; [`Draft::parse`] reads it back to the same recipe.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a recipe holds only text, numbers and tables of them")

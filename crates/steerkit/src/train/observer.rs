@@ -11,6 +11,11 @@ use steerkit_model::ModelError;
 pub enum Event<'a> {
     /// Something a person should know.
     Note(String),
+    /// What the run will take at its peak, beside the model.
+    Memory {
+        /// The estimate.
+        bytes: u64,
+    },
     /// A candidate layer was measured.
     Layer {
         /// The block.

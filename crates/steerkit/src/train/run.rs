@@ -203,7 +203,8 @@ impl<'a> Run<'a> {
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
         };
-        check_memory(model, layer, recipe, &pairs, &policy)?;
+        let bytes = check_memory(model, layer, recipe, &pairs, &policy)?;
+        observer.event(Event::Memory { bytes });
         let train = prepare(model, layer, recipe, &policy, "train", pairs, observer, cancel)?;
         let d = model.config().d_model;
         let layout = Layout::new(&recipe.out);
@@ -522,14 +523,14 @@ fn search(
     Ok(layer)
 }
 
-/// Refuses a run that would not fit into memory.
+/// Refuses a run that would not fit into memory; gives the bytes it will take.
 fn check_memory(
     model: &Model,
     layer: usize,
     recipe: &Recipe,
     pairs: &[TokenPair],
     policy: &CachePolicy,
-) -> Result<()> {
+) -> Result<u64> {
     let config = model.config();
     if layer >= config.n_layers {
         return Err(steerkit_model::ModelError::UnknownLayer { layer, n_layers: config.n_layers }.into());
@@ -545,7 +546,8 @@ fn check_memory(
         all_rows: rows.min(recipe.batch * rows.div_ceil(pairs.len().max(1))),
         scored_share: scored as f64 / rows.max(1) as f64,
     };
-    footprint.check(recipe.micro_batch_rows, available())
+    footprint.check(recipe.micro_batch_rows, available())?;
+    Ok(footprint.bytes(recipe.micro_batch_rows))
 }
 
 /// The folder of cached residual streams: the recipe's, else `residuals` below `$STEERKIT_HOME`, else below the
