@@ -36,7 +36,6 @@ pub use steerkit_kernels::Precision;
 pub use steerkit_kernels::parallel::{set_threads, threads};
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling};
-pub use steerkit_kernels::Precision;
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.
