@@ -29,7 +29,8 @@ pub(crate) fn read(path: &Path) -> Outcome<Vec<String>> {
 }
 
 fn prompt(line: &str) -> Result<String, String> {
-    match serde_json::from_str(line).map_err(|error| error.to_string())? {
+    let broken = |error: serde_json::Error| format!("no JSON value (column {})", error.column());
+    match serde_json::from_str(line).map_err(broken)? {
         Value::String(text) => Ok(text),
         Value::Object(members) => {
             let text = KEYS.iter().find_map(|key| members.get(*key)?.as_str());
