@@ -114,9 +114,15 @@ fn inspect(name: &str, printer: Printer) -> Outcome {
     printer.heading(format_args!("{} ({})", identity.name, path.display()))?;
     for (what, value) in [
         ("architecture", identity.architecture.clone()),
-        ("blocks", format!("{} (a vector goes after block 0 to {})", identity.n_layers, identity.n_layers - 1)),
+        (
+            "blocks",
+            format!("{} (a vector goes after block 0 to {})", identity.n_layers, identity.n_layers - 1),
+        ),
         ("width", identity.d_model.to_string()),
-        ("heads", format!("{} of {}, {} for keys and values", config.n_heads, config.head_dim, config.n_kv_heads)),
+        (
+            "heads",
+            format!("{} of {}, {} for keys and values", config.n_heads, config.head_dim, config.n_kv_heads),
+        ),
         ("MLP width", config.d_ff.to_string()),
         ("vocabulary", identity.vocab.to_string()),
         ("context", format!("{} tokens", config.context)),

@@ -53,11 +53,14 @@ fn refused(path: &Path, line: usize, found: &str) -> Failure {
 pub(crate) fn from_stdin() -> Outcome<String> {
     let mut stdin = std::io::stdin().lock();
     if stdin.is_terminal() {
-        return Err(Failure::usage("no prompt").hint("give one with --prompt TEXT, or many with --prompts FILE"));
+        return Err(
+            Failure::usage("no prompt").hint("give one with --prompt TEXT, or many with --prompts FILE")
+        );
     }
     let mut bytes = Vec::new();
     stdin.read_to_end(&mut bytes)?;
-    let text = String::from_utf8(bytes).map_err(|_| Failure::input("stdin: found bytes that are not UTF-8"))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| Failure::input("stdin: found bytes that are not UTF-8"))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     match text.is_empty() {
         true => Err(Failure::usage("the prompt on stdin is empty").hint("give one with --prompt TEXT")),

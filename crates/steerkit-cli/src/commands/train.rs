@@ -96,8 +96,9 @@ fn resolve(args: &TrainArgs) -> Outcome<Recipe> {
     if base.is_none() {
         for (given, option) in [(args.model.is_some(), "--model"), (args.data.is_some(), "--data")] {
             if !given {
-                return Err(Failure::usage(format_args!("no recipe, and no {option}"))
-                    .hint("steerkit train --model smollm2-135m --data pairs.csv, or steerkit train RECIPE.toml"));
+                return Err(Failure::usage(format_args!("no recipe, and no {option}")).hint(
+                    "steerkit train --model smollm2-135m --data pairs.csv, or steerkit train RECIPE.toml",
+                ));
             }
         }
     }
@@ -141,12 +142,8 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) {
             draft.set_text(key, &value);
         }
     }
-    let counts = [
-        ("data.limit", args.limit),
-        ("epochs", args.epochs),
-        ("steps", args.steps),
-        ("batch", args.batch),
-    ];
+    let counts =
+        [("data.limit", args.limit), ("epochs", args.epochs), ("steps", args.steps), ("batch", args.batch)];
     for (key, value) in counts {
         if let Some(value) = value {
             draft.set(key, &value.to_string());
@@ -196,9 +193,9 @@ fn explain(error: SteerError, recipe: &Recipe) -> Failure {
     let resume = format!("steerkit train --out {out} --resume");
     let hint = match &error {
         SteerError::Interrupted { .. } => Some(format!("resume with: {resume}")),
-        SteerError::RunExists { .. } => {
-            Some(format!("go on with it ({resume}), replace it (--overwrite), or choose another folder (--out)"))
-        }
+        SteerError::RunExists { .. } => Some(format!(
+            "go on with it ({resume}), replace it (--overwrite), or choose another folder (--out)"
+        )),
         _ => None,
     };
     match hint {

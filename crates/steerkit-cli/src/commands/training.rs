@@ -18,7 +18,14 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(printer: Printer) -> Self {
-        Self { printer, began: Instant::now(), task: None, last_loss: f64::NAN, norm: f64::NAN, first_step: true }
+        Self {
+            printer,
+            began: Instant::now(),
+            task: None,
+            last_loss: f64::NAN,
+            norm: f64::NAN,
+            first_step: true,
+        }
     }
 
     pub(crate) fn see(&mut self, event: &Event<'_>) {
@@ -50,7 +57,10 @@ impl Watch {
                     self.first_step = false;
                     self.task = None;
                     let left = record.seconds * (total - record.step) as f64;
-                    self.printer.say(format_args!("{} s per step, about {left:.0} s for the rest", number(record.seconds)));
+                    self.printer.say(format_args!(
+                        "{} s per step, about {left:.0} s for the rest",
+                        number(record.seconds)
+                    ));
                 }
                 self.at("training", record.step, *total, &detail);
             }
@@ -82,10 +92,5 @@ impl Watch {
 }
 
 fn margin(point: &EvalPoint) -> String {
-    format!(
-        "margin {:+.2} ({:.0}%) at {}",
-        point.margin,
-        100.0 * point.accuracy,
-        signed(point.multiplier)
-    )
+    format!("margin {:+.2} ({:.0}%) at {}", point.margin, 100.0 * point.accuracy, signed(point.multiplier))
 }

@@ -120,7 +120,8 @@ pub fn run(
     let surface = surface_points(model, &answers, SurfaceMetric::Formality, cancel)?;
     phases.push(("read", reading.elapsed().as_secs_f64()));
 
-    let shown: Vec<Comparison> = test.iter().take(SHOWN).enumerate().map(|(q, pair)| comparison(q, pair, &answers)).collect();
+    let shown: Vec<Comparison> =
+        test.iter().take(SHOWN).enumerate().map(|(q, pair)| comparison(q, pair, &answers)).collect();
     let demo = Demo {
         seconds: began.elapsed().as_secs_f64(),
         phases,
@@ -138,7 +139,9 @@ pub fn run(
 fn recipe(model_name: &str, folder: &Path) -> Result<Recipe> {
     let pairs_folder = folder.join("pairs");
     fs_err::create_dir_all(&pairs_folder)?;
-    let mut draft = Draft::parse("preset = \"auto\"\n[eval]\nmultipliers = [-1.0, -0.5, 0.0, 0.5, 1.0]\n[cache]\nenabled = false\n");
+    let mut draft = Draft::parse(
+        "preset = \"auto\"\n[eval]\nmultipliers = [-1.0, -0.5, 0.0, 0.5, 1.0]\n[cache]\nenabled = false\n",
+    );
     draft.set_text("model", model_name);
     draft.set_text("out", &folder.to_string_lossy());
     draft.set("layer", &LAYER.to_string());
@@ -188,7 +191,11 @@ fn answers(
         if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     answers.map_err(|error| match cancel.load(Ordering::Relaxed) {
-        true => SteerError::Interrupted { step: outcome.steps, total: outcome.steps, folder: outcome.folder.clone() },
+        true => SteerError::Interrupted {
+            step: outcome.steps,
+            total: outcome.steps,
+            folder: outcome.folder.clone(),
+        },
         false => error,
     })
 }
@@ -198,7 +205,10 @@ fn comparison(q: usize, pair: &PreferencePair, answers: &Answers) -> Comparison 
         multiplier: answers.multipliers[m],
         text: shown_text(&answers.completions[q][m].text, answers.completions[q][m].tokens.len()),
     };
-    Comparison { question: pair.prompt.clone(), answers: (0..answers.multipliers.len()).map(answer).collect() }
+    Comparison {
+        question: pair.prompt.clone(),
+        answers: (0..answers.multipliers.len()).map(answer).collect(),
+    }
 }
 
 /// An answer that was cut off says so.

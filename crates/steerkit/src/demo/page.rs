@@ -60,7 +60,13 @@ impl Page {
     }
 
     /// The whole report.
-    pub(super) fn report(self, model: &Model, recipe: &Recipe, outcome: &Outcome, demo: &Demo) -> Result<Report> {
+    pub(super) fn report(
+        self,
+        model: &Model,
+        recipe: &Recipe,
+        outcome: &Outcome,
+        demo: &Demo,
+    ) -> Result<Report> {
         let identity = model.identity();
         let held_out_pairs = outcome.eval.first().map_or(0, |point| point.n);
         Ok(Report {
@@ -97,7 +103,9 @@ impl Page {
 fn hashes(model: &Model, outcome: &Outcome, demo: &Demo) -> Result<Vec<(String, String)>> {
     let identity = model.identity();
     let mut hashes = vec![(identity.name.clone(), identity.file_sha256.clone())];
-    hashes.extend(outcome.vector.provenance.data.as_ref().map(|data| ("train.jsonl".into(), data.sha256.clone())));
+    hashes.extend(
+        outcome.vector.provenance.data.as_ref().map(|data| ("train.jsonl".into(), data.sha256.clone())),
+    );
     hashes.push(("vector.safetensors".into(), sha256(&fs_err::read(&demo.vector)?)));
     Ok(hashes)
 }

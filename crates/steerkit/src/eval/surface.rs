@@ -90,9 +90,7 @@ fn median_perplexities(model: &Model, answers: &Answers, cancel: &AtomicBool) ->
         .prompts
         .iter()
         .zip(&answers.completions)
-        .map(|(prompt, row)| {
-            (prompt.as_slice(), steered.iter().map(|&m| row[m].tokens.as_slice()).collect())
-        })
+        .map(|(prompt, row)| (prompt.as_slice(), steered.iter().map(|&m| row[m].tokens.as_slice()).collect()))
         .collect();
     let read = if steered.is_empty() { Vec::new() } else { perplexities(model, &texts, ROWS, cancel)? };
     let of = |m: usize| -> Vec<f64> {
