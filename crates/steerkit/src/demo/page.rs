@@ -49,6 +49,9 @@ impl Page {
                 self.seconds = self.began.elapsed().as_secs_f64();
             }
             Event::Eval { split: "valid", points, .. } => {
+                if self.held_out.is_empty() {
+                    self.held_out.extend(points.iter().map(origin));
+                }
                 self.held_out.extend(points.iter().map(|point| HeldOutPoint {
                     pair_passes: self.pair_passes,
                     multiplier: point.multiplier,
@@ -126,6 +129,11 @@ fn doses(demo: &Demo) -> Vec<Dose> {
             }
         })
         .collect()
+}
+
+/// Before the first step the vector is zero, and so is every margin.
+fn origin(point: &EvalPoint) -> HeldOutPoint {
+    HeldOutPoint { pair_passes: 0, multiplier: point.multiplier, margin: 0.0.into() }
 }
 
 fn margin(point: &EvalPoint) -> Estimate {

@@ -12,7 +12,7 @@ use crate::surface::SurfaceMetric;
 use crate::text_stats::{Bootstrap, distinct_n, mean_words, median};
 
 /// Rows per pass when answers are read again by the plain model.
-const ROWS: usize = 2048;
+const ROWS: usize = 1024;
 
 /// How the answers at one multiplier read.
 #[derive(Clone, Debug, PartialEq, Serialize)]
