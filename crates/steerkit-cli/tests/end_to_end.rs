@@ -57,9 +57,8 @@ fn pairs_become_a_vector_that_steers() {
 fn multiplier_zero_is_the_plain_model_alone_or_in_a_batch() {
     let (sandbox, _) = trained();
     let of = |more: &[&str]| json_lines(&run(generate(&sandbox, more), 0));
-    let same = |a: &Value, b: &Value| {
-        ["text", "token_ids", "logprobs", "finish"].iter().all(|key| a[key] == b[key])
-    };
+    let same =
+        |a: &Value, b: &Value| ["text", "token_ids", "logprobs", "finish"].iter().all(|key| a[key] == b[key]);
     let plain = &of(&["--prompt", "What is tea?", "--json"])[0];
     assert!(!plain["token_ids"].as_array().unwrap().is_empty());
     let zero = &of(&["--prompt", "What is tea?", "--steer", "pairs=0", "--json"])[0];
@@ -79,7 +78,8 @@ fn prompts_come_from_a_file_or_stdin() {
     let prompts: Vec<&Value> = answers.iter().map(|a| &a["prompt"]).collect();
     assert_eq!(prompts, [&json!("One?"), &json!("Two?")]);
 
-    let mut child = generate(&sandbox, &["--json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        generate(&sandbox, &["--json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"One?\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(last_json(&output)["token_ids"], answers[0]["token_ids"]);
@@ -172,7 +172,19 @@ fn data_is_imported() {
 fn steps_are_timed() {
     let sandbox = Sandbox::new(8);
     let model = tiny_model();
-    let args = ["bench", "train", "--model", &model, "--data", "pairs.jsonl", "--layer", "1", "--steps", "3", "--json"];
+    let args = [
+        "bench",
+        "train",
+        "--model",
+        &model,
+        "--data",
+        "pairs.jsonl",
+        "--layer",
+        "1",
+        "--steps",
+        "3",
+        "--json",
+    ];
     let result = last_json(&run(sandbox.steerkit(&args), 0));
     let keys = [
         "seconds_per_step",

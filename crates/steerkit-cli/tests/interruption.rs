@@ -17,7 +17,7 @@ fn signal(child: &Child, name: &str) {
     assert!(done.success());
 }
 
-/// Waits until the run has written something that begins with `text` to its metrics.
+/// Waits until the run has written so many lines of metrics.
 fn wait_for_metrics(folder: &Path, lines: usize) {
     let began = Instant::now();
     let count = || std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap_or_default().lines().count();
@@ -27,16 +27,18 @@ fn wait_for_metrics(folder: &Path, lines: usize) {
     }
 }
 
-/// A vector does not know the name of its folder's siblings, but its own: runs that are compared have one name.
+/// The vector is called like its folder, so runs that are compared share the last part of their paths.
 #[test]
 fn killed_twenty_times_and_resumed_the_vector_has_the_same_bytes() {
-    let sandbox = Sandbox::new(16);
+    let sandbox = Sandbox::new(8);
+    let began = Instant::now();
     run(sandbox.train("whole/run", &[]), 0);
-    // Delays in ms that fall everywhere: into loading, caching, steps, checkpoints and the last evaluation.
+    // Moments that fall everywhere: into loading, caching, steps, checkpoints and the last evaluation.
+    let length = began.elapsed();
     let mut state = 0x2545_f491_u32;
     for attempt in 0..20 {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let delay = Duration::from_millis(u64::from(state >> 16) % 300);
+        let delay = length.mul_f64(f64::from(state >> 16) / 65536.0);
         let more = ["--set", "checkpoint.every_steps=1", "--resume"];
         let mut command = sandbox.train("killed/run", if attempt == 0 { &more[..2] } else { &more });
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -51,11 +53,11 @@ fn killed_twenty_times_and_resumed_the_vector_has_the_same_bytes() {
 
 #[test]
 fn sigterm_and_ctrl_c_save_the_state_and_say_how_to_go_on() {
-    let sandbox = Sandbox::new(16);
-    run(sandbox.train("whole/run", &["--epochs", "40"]), 0);
+    let sandbox = Sandbox::new(8);
+    run(sandbox.train("whole/run", &["--set", "epochs=40"]), 0);
     for name in ["TERM", "INT"] {
         let folder = format!("{name}/run");
-        let mut command = sandbox.train(&folder, &["--epochs", "40"]);
+        let mut command = sandbox.train(&folder, &["--set", "epochs=40"]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         wait_for_metrics(&sandbox.path(&folder), 3);
         let began = Instant::now();
@@ -85,10 +87,10 @@ fn a_folder_with_a_run_is_not_overwritten_by_chance() {
 #[test]
 fn two_runs_in_one_folder_are_refused() {
     let sandbox = Sandbox::new(16);
-    let mut command = sandbox.train("run", &["--epochs", "400"]);
+    let mut command = sandbox.train("run", &["--set", "epochs=400"]);
     let mut first = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_metrics(&sandbox.path("run"), 1);
-    let output = run(sandbox.train("run", &["--epochs", "400", "--resume"]), 1);
+    let output = run(sandbox.train("run", &["--set", "epochs=400", "--resume"]), 1);
     assert!(stderr(&output).contains("another run"), "{}", stderr(&output));
     first.kill().unwrap();
     first.wait().unwrap();

@@ -234,7 +234,7 @@ impl SteeringVector {
 
 /// The tensors of a file, after a look at its first bytes.
 fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    let convert = "convert it with steerkit vector convert";
+    let convert = "this version reads safetensors files with one tensor, direction.{layer}";
     for (sign, found, hint) in [
         (&b"GGUF"[..], "a GGUF file", convert),
         (b"PK\x03\x04", "a zip archive, as PyTorch writes", convert),

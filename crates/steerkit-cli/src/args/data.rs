@@ -51,7 +51,7 @@ pub(crate) struct DataCheck {
 #[command(after_help = "\
 Examples:
   steerkit data import power-seeking_train.csv pairs.jsonl
-  steerkit data import export.csv pairs.jsonl --prompt-column text --chosen-column good --rejected-column bad
+  steerkit data import export.csv pairs.jsonl --chosen-column good --rejected-column bad
   steerkit data import pairs.csv pairs.jsonl --dedup --limit 1000")]
 pub(crate) struct DataImport {
     /// The file to read

@@ -16,10 +16,10 @@ Examples:
   steerkit generate --model smollm2-135m --prompt 'How do I store olive oil?'
   steerkit generate --model smollm2-135m --steer formality=1.5 --prompt 'How do I store olive oil?'
       formality stands for ./formality.safetensors or runs/formality/vector.safetensors.
-  steerkit generate --model smollm2-135m --steer formality --multipliers -1,0,1 --prompt 'How do I store oil?'
+  steerkit generate --model smollm2-135m --steer formality --multipliers -1,0,1 --prompt 'Hello'
       The same prompt at three strengths, side by side.
   steerkit generate --model smollm2-135m --steer a=1 --steer b=-0.5 --prompts questions.jsonl --json
-      Two vectors at once; one line of JSON per answer with text, token ids, log-probabilities and plan.
+      Two vectors at once; a line of JSON per answer: text, token ids, log-probabilities, plan.
 
 A multiplier of 0 is the plain model, bit for bit.")]
 pub(crate) struct GenerateArgs {
@@ -28,7 +28,7 @@ pub(crate) struct GenerateArgs {
     /// The prompt
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompts")]
     pub(crate) prompt: Option<String>,
-    /// Prompts to answer: JSONL, each line a text or an object with \"prompt\"
+    /// Prompts to answer: JSONL, each line a text or an object with "prompt"
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
     #[command(flatten)]

@@ -31,7 +31,6 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "steerkit",
     version,
-    propagate_version = true,
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "\

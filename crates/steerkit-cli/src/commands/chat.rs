@@ -41,7 +41,8 @@ pub(crate) fn run(args: &ChatArgs, printer: Printer) -> Outcome {
     let system = steering::system_prompt(&args.steering, &vectors, printer);
     let prompting = steering::prompting(&model, system.clone())?;
     steering::warn(&steering::plan(&vectors, 1.0)?, &model, args.steering.force, printer)?;
-    let mut chat = Chat { args, model: &model, prompting, vectors, system, turns: Vec::new(), cancel, printer };
+    let mut chat =
+        Chat { args, model: &model, prompting, vectors, system, turns: Vec::new(), cancel, printer };
     let mut lines = Lines::new()?;
     if lines.is_terminal() {
         printer.say(format_args!("{}; /help lists the commands", model.identity().name));
@@ -241,7 +242,12 @@ impl Chat<'_> {
         for v in &self.vectors {
             let dose = v.vector.relative_norm().map(|norm| norm * v.multiplier.abs() as f32);
             let dose = dose.map_or(String::new(), |dose| format!(", dose {dose:.3}"));
-            self.printer.say(format_args!("{} {} (after block {}{dose})", v.name, signed(v.multiplier), v.vector.layer));
+            self.printer.say(format_args!(
+                "{} {} (after block {}{dose})",
+                v.name,
+                signed(v.multiplier),
+                v.vector.layer
+            ));
         }
     }
 
@@ -251,9 +257,9 @@ impl Chat<'_> {
             Some((name, number)) => format!("{}={number}", name.trim()),
             None => text.to_owned(),
         };
-        let spec: SteerSpec = spec.parse().map_err(|what: String| {
-            Failure::usage(what).hint("for example: /steer formality 1.5")
-        })?;
+        let spec: SteerSpec = spec
+            .parse()
+            .map_err(|what: String| Failure::usage(what).hint("for example: /steer formality 1.5"))?;
         let mut vectors = self.vectors.clone();
         match vectors.iter_mut().find(|v| v.name == spec.vector) {
             Some(v) => v.multiplier = spec.multiplier,

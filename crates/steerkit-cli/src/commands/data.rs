@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 use steerkit::data::check::{CheckOptions, check, render};
-use steerkit::files;
 use steerkit::data::{ColumnMap, Format, PreferencePair, ReadOptions, Reader, Splits};
+use steerkit::files;
 
 use crate::args::{ColumnArgs, DataCheck, DataCommand, DataImport, FormatArg};
 use crate::failure::{Failure, Outcome};

@@ -8,11 +8,11 @@ use steerkit::eval::check_effect;
 use steerkit_model::prompting::Prompting;
 use steerkit_model::{Completion, Edit, Event, Finish, Model, Request, Sampling, Specials};
 
-use super::steering::{self, Applied, PlanPart};
 use super::prompts;
+use super::steering::{self, Applied, PlanPart};
 use crate::args::GenerateArgs;
 use crate::failure::Outcome;
-use crate::output::{Printer, Progress, signed, side_by_side};
+use crate::output::{Printer, Progress, side_by_side, signed};
 use crate::signals;
 
 /// One answer, as JSON shows it.

@@ -48,13 +48,12 @@ pub(crate) fn pull(name: &str, printer: Printer) -> Outcome<PathBuf> {
 
 /// A model by path or by the name it was pulled with.
 pub(crate) fn resolve(name_or_path: &str) -> Outcome<PathBuf> {
-    hub::resolve(name_or_path).map_err(|error| {
-        let failure = Failure::from(error);
-        match name_or_path {
-            "smollm2-135m" => failure.hint("fetch it first: steerkit model pull smollm2-135m"),
-            _ => failure,
-        }
-    })
+    let path = hub::resolve(name_or_path)?;
+    if path.is_dir() && !path.join("config.json").is_file() {
+        return Err(Failure::input(format_args!("{}: the folder holds no config.json", path.display()))
+            .hint("a model is a .gguf file or a folder with config.json and .safetensors files"));
+    }
+    Ok(path)
 }
 
 #[derive(Serialize)]
@@ -94,7 +93,6 @@ struct Inspected<'a> {
     context: usize,
     tokenizer_tokens: Option<usize>,
     chat_template: bool,
-    weights_mb: f64,
 }
 
 fn inspect(name: &str, printer: Printer) -> Outcome {
@@ -111,15 +109,20 @@ fn inspect(name: &str, printer: Printer) -> Outcome {
         context: config.context,
         tokenizer_tokens: loaded.tokenizer.as_ref().map(|t| t.vocab_size()),
         chat_template: loaded.chat_template.is_some(),
-        weights_mb: 0.0,
     };
     let yes = |there: bool| if there { "yes" } else { "no" };
     printer.heading(format_args!("{} ({})", identity.name, path.display()))?;
     for (what, value) in [
         ("architecture", identity.architecture.clone()),
-        ("blocks", format!("{} (a vector goes after block 0 to {})", identity.n_layers, identity.n_layers - 1)),
+        (
+            "blocks",
+            format!("{} (a vector goes after block 0 to {})", identity.n_layers, identity.n_layers - 1),
+        ),
         ("width", identity.d_model.to_string()),
-        ("heads", format!("{} of {}, {} for keys and values", config.n_heads, config.head_dim, config.n_kv_heads)),
+        (
+            "heads",
+            format!("{} of {}, {} for keys and values", config.n_heads, config.head_dim, config.n_kv_heads),
+        ),
         ("MLP width", config.d_ff.to_string()),
         ("vocabulary", identity.vocab.to_string()),
         ("context", format!("{} tokens", config.context)),

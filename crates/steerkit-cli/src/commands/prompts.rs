@@ -29,7 +29,8 @@ pub(crate) fn read(path: &Path) -> Outcome<Vec<String>> {
 }
 
 fn prompt(line: &str) -> Result<String, String> {
-    match serde_json::from_str(line).map_err(|error| error.to_string())? {
+    let broken = |error: serde_json::Error| format!("no JSON value (column {})", error.column());
+    match serde_json::from_str(line).map_err(broken)? {
         Value::String(text) => Ok(text),
         Value::Object(members) => {
             let text = KEYS.iter().find_map(|key| members.get(*key)?.as_str());
@@ -52,11 +53,14 @@ fn refused(path: &Path, line: usize, found: &str) -> Failure {
 pub(crate) fn from_stdin() -> Outcome<String> {
     let mut stdin = std::io::stdin().lock();
     if stdin.is_terminal() {
-        return Err(Failure::usage("no prompt").hint("give one with --prompt TEXT, or many with --prompts FILE"));
+        return Err(
+            Failure::usage("no prompt").hint("give one with --prompt TEXT, or many with --prompts FILE")
+        );
     }
     let mut bytes = Vec::new();
     stdin.read_to_end(&mut bytes)?;
-    let text = String::from_utf8(bytes).map_err(|_| Failure::input("stdin: found bytes that are not UTF-8"))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| Failure::input("stdin: found bytes that are not UTF-8"))?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     match text.is_empty() {
         true => Err(Failure::usage("the prompt on stdin is empty").hint("give one with --prompt TEXT")),

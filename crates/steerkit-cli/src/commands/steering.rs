@@ -64,7 +64,8 @@ impl Applied {
 
 /// The plan of vectors with every multiplier multiplied by `factor`.
 pub(crate) fn plan(vectors: &[Applied], factor: f64) -> Outcome<SteeringPlan> {
-    let add = |plan: SteeringPlan, v: &Applied| plan.add(Arc::clone(&v.vector), (v.multiplier * factor) as f32);
+    let add =
+        |plan: SteeringPlan, v: &Applied| plan.add(Arc::clone(&v.vector), (v.multiplier * factor) as f32);
     Ok(vectors.iter().try_fold(SteeringPlan::new(), add)?)
 }
 

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 use steerkit::SteerError;
-use steerkit::recipe::{self, Draft, Recipe};
-use steerkit::train::{EvalPoint, Event, Outcome as Run, Start, train_from};
-use steerkit_model::{Model, OpenOptions, Precision};
+use steerkit::recipe::{Draft, Recipe};
+use steerkit::train::{EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens};
+use steerkit_model::Model;
 
 use super::model;
 use super::training::Watch;
@@ -52,21 +52,35 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let began = Instant::now();
     let recipe = resolve(args)?;
-    let precision = match recipe.precision {
-        recipe::Precision::F32 => Precision::F32,
-        recipe::Precision::Bf16 => Precision::Bf16,
-    };
-    let model = Model::open(&model::resolve(&recipe.model)?, &OpenOptions { precision })?;
+    let model = Model::open(&model::resolve(&recipe.model)?, &recipe.open_options())?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
         _ => Start::New,
     };
     let mut watch = Watch::new(printer);
-    let run = train_from(start, &model, &recipe, &mut |event: Event<'_>| watch.see(&event), &cancel);
+    let mut observer = |event: Event<'_>| watch.see(&event);
+    let data = RunData::read(&model, &recipe, &mut observer)?;
+    preflight(&recipe, &data, printer);
+    let run = train_tokens(start, &model, &recipe, &data, &mut observer, &cancel);
     drop(watch);
     let run = run.map_err(|error| explain(error, &recipe))?;
     show(&run, &recipe, began.elapsed().as_secs_f64(), printer)
+}
+
+/// One line on what is ahead; memory and time follow when they are known.
+fn preflight(recipe: &Recipe, data: &RunData, printer: Printer) {
+    let pairs = &data.train.pairs;
+    let batches = Order::new(pairs.len(), recipe).batches;
+    let passes: usize = batches.iter().map(|batch| batch.pairs.len()).sum();
+    let tokens = pairs.iter().map(TokenPair::rows).sum::<usize>() as f64 / pairs.len().max(1) as f64;
+    printer.say(format_args!(
+        "{} pairs of {tokens:.0} packed tokens, {} steps of {} pairs, {passes} pair-passes, into {}",
+        pairs.len(),
+        batches.len(),
+        recipe.batch.min(pairs.len()),
+        recipe.out.display()
+    ));
 }
 
 /// The recipe that file and options give together.
@@ -82,8 +96,9 @@ fn resolve(args: &TrainArgs) -> Outcome<Recipe> {
     if base.is_none() {
         for (given, option) in [(args.model.is_some(), "--model"), (args.data.is_some(), "--data")] {
             if !given {
-                return Err(Failure::usage(format_args!("no recipe, and no {option}"))
-                    .hint("steerkit train --model smollm2-135m --data pairs.csv, or steerkit train RECIPE.toml"));
+                return Err(Failure::usage(format_args!("no recipe, and no {option}")).hint(
+                    "steerkit train --model smollm2-135m --data pairs.csv, or steerkit train RECIPE.toml",
+                ));
             }
         }
     }
@@ -127,12 +142,8 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) {
             draft.set_text(key, &value);
         }
     }
-    let counts = [
-        ("data.limit", args.limit),
-        ("epochs", args.epochs),
-        ("steps", args.steps),
-        ("batch", args.batch),
-    ];
+    let counts =
+        [("data.limit", args.limit), ("epochs", args.epochs), ("steps", args.steps), ("batch", args.batch)];
     for (key, value) in counts {
         if let Some(value) = value {
             draft.set(key, &value.to_string());
@@ -182,9 +193,9 @@ fn explain(error: SteerError, recipe: &Recipe) -> Failure {
     let resume = format!("steerkit train --out {out} --resume");
     let hint = match &error {
         SteerError::Interrupted { .. } => Some(format!("resume with: {resume}")),
-        SteerError::RunExists { .. } => {
-            Some(format!("go on with it ({resume}), replace it (--overwrite), or choose another folder (--out)"))
-        }
+        SteerError::RunExists { .. } => Some(format!(
+            "go on with it ({resume}), replace it (--overwrite), or choose another folder (--out)"
+        )),
         _ => None,
     };
     match hint {

@@ -13,11 +13,19 @@ pub(crate) struct Watch {
     task: Option<(String, Progress)>,
     last_loss: f64,
     norm: f64,
+    first_step: bool,
 }
 
 impl Watch {
     pub(crate) fn new(printer: Printer) -> Self {
-        Self { printer, began: Instant::now(), task: None, last_loss: f64::NAN, norm: f64::NAN }
+        Self {
+            printer,
+            began: Instant::now(),
+            task: None,
+            last_loss: f64::NAN,
+            norm: f64::NAN,
+            first_step: true,
+        }
     }
 
     pub(crate) fn see(&mut self, event: &Event<'_>) {
@@ -25,6 +33,11 @@ impl Watch {
             Event::Note(note) => {
                 self.task = None;
                 self.printer.say(format_args!("note: {note}"));
+            }
+            Event::Memory { bytes } => {
+                self.task = None;
+                let mb = *bytes as f64 / 1e6;
+                self.printer.say(format_args!("training takes about {mb:.0} MB beside the model"));
             }
             Event::Layer { layer, half_spread, done, total } => {
                 self.task = None;
@@ -40,6 +53,15 @@ impl Watch {
                 self.last_loss = record.loss;
                 self.norm = record.norm;
                 let detail = format!("loss {:.4}", record.loss);
+                if self.first_step {
+                    self.first_step = false;
+                    self.task = None;
+                    let left = record.seconds * (total - record.step) as f64;
+                    self.printer.say(format_args!(
+                        "{} s per step, about {left:.0} s for the rest",
+                        number(record.seconds)
+                    ));
+                }
                 self.at("training", record.step, *total, &detail);
             }
             Event::Eval { step, epoch, split, points } => {
@@ -70,10 +92,5 @@ impl Watch {
 }
 
 fn margin(point: &EvalPoint) -> String {
-    format!(
-        "margin {:+.2} ({:.0}%) at {}",
-        point.margin,
-        100.0 * point.accuracy,
-        signed(point.multiplier)
-    )
+    format!("margin {:+.2} ({:.0}%) at {}", point.margin, 100.0 * point.accuracy, signed(point.multiplier))
 }

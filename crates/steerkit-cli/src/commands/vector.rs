@@ -114,6 +114,9 @@ fn facts(summary: &VectorSummary) -> Vec<(&'static str, String)> {
     push("data", made.data.as_ref().map(|data| format!("{} pairs, sha256 {}", data.count, data.sha256)));
     push("seed", made.seed.map(|seed| seed.to_string()));
     push("steps", made.steps.map(|steps| steps.to_string()));
-    push("made by", (!made.steerkit_version.is_empty()).then(|| format!("steerkit {}", made.steerkit_version)));
+    push(
+        "made by",
+        (!made.steerkit_version.is_empty()).then(|| format!("steerkit {}", made.steerkit_version)),
+    );
     facts
 }

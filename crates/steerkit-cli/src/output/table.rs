@@ -11,7 +11,9 @@ impl Table {
     /// An empty table.
     pub(crate) fn new(header: &[&str]) -> Self {
         let mut table = comfy_table::Table::new();
-        table.load_style(presets::NOTHING).set_header(header.iter().enumerate().map(|(i, text)| cell(i, text)));
+        table
+            .load_style(presets::NOTHING)
+            .set_header(header.iter().enumerate().map(|(i, text)| cell(i, text)));
         Self { table }
     }
 

@@ -46,12 +46,13 @@ impl Sandbox {
         command
     }
 
-    /// A training command on the tiny model: 24 steps of 4 pairs.
+    /// A training command on the tiny model: six passes in steps of 4 pairs.
     pub fn train(&self, out: &str, more: &[&str]) -> Command {
         let model = tiny_model();
-        let mut args = vec!["train", "--model", &model, "--data", "pairs.jsonl", "--layer", "1", "--out", out];
+        let mut args =
+            vec!["train", "--model", &model, "--data", "pairs.jsonl", "--layer", "1", "--out", out];
         args.extend(["--preset", "paper", "--epochs", "6", "--threads", "1"]);
-        args.extend(["--set", "optimiser.warmup=2", "--set", "optimiser.lr=0.01"]);
+        args.extend(["--set", "optimiser.warmup.steps=2", "--set", "optimiser.lr=0.01"]);
         args.extend(more);
         self.steerkit(&args)
     }

@@ -5,7 +5,6 @@
 
 mod page;
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,14 +24,26 @@ use crate::surface::SurfaceMetric;
 use crate::train::{EvalPoint, Event, Outcome, Start, train_from};
 use crate::{Result, SteerError};
 
+/// The recipe but for its paths. Nothing is kept for later runs, so that every run takes the same time.
+const RECIPE: &str = "\
+preset = \"auto\"
+micro_batch_rows = 1024
+[eval]
+multipliers = [-1.0, -0.5, 0.0, 0.5, 1.0]
+every_epochs = 1
+[cache]
+enabled = false
+";
 /// The block after which the vector is added; the demonstration is made for SmolLM2-135M.
 const LAYER: usize = 15;
-/// Pairs taken of each split: the first of the file.
+/// Pairs taken of each split: the first of the file with lines of at most [`MAX_LINE`] bytes.
 const PAIRS: [(&str, &str, usize); 3] = [
     ("train", include_str!("../../../../data/formality/train.jsonl"), 96),
     ("valid", include_str!("../../../../data/formality/valid.jsonl"), 24),
     ("test", include_str!("../../../../data/formality/test.jsonl"), 40),
 ];
+/// Keeps the pairs at 90 packed tokens on average.
+const MAX_LINE: usize = 360;
 /// Multipliers that questions are answered at.
 const ANSWERED_AT: [f64; 3] = [-1.0, 0.0, 1.0];
 /// Questions that are answered for the surface metric: the prompts of the test pairs.
@@ -42,7 +53,7 @@ const SHOWN: usize = 5;
 /// Tokens per answer at most.
 const MAX_TOKENS: usize = 48;
 /// Answers computed at the same time.
-const MAX_BATCH: usize = 40;
+const MAX_BATCH: usize = 60;
 
 /// What happens meanwhile.
 #[derive(Debug)]
@@ -120,7 +131,8 @@ pub fn run(
     let surface = surface_points(model, &answers, SurfaceMetric::Formality, cancel)?;
     phases.push(("read", reading.elapsed().as_secs_f64()));
 
-    let shown: Vec<Comparison> = test.iter().take(SHOWN).enumerate().map(|(q, pair)| comparison(q, pair, &answers)).collect();
+    let shown: Vec<Comparison> =
+        test.iter().take(SHOWN).enumerate().map(|(q, pair)| comparison(q, pair, &answers)).collect();
     let demo = Demo {
         seconds: began.elapsed().as_secs_f64(),
         phases,
@@ -138,26 +150,28 @@ pub fn run(
 fn recipe(model_name: &str, folder: &Path) -> Result<Recipe> {
     let pairs_folder = folder.join("pairs");
     fs_err::create_dir_all(&pairs_folder)?;
-    let mut draft = Draft::parse("preset = \"auto\"\n[eval]\nmultipliers = [-1.0, -0.5, 0.0, 0.5, 1.0]\n[cache]\nenabled = false\n");
+    let mut draft = Draft::parse(RECIPE);
     draft.set_text("model", model_name);
     draft.set_text("out", &folder.to_string_lossy());
     draft.set("layer", &LAYER.to_string());
     for (split, text, n) in PAIRS {
         let path = pairs_folder.join(format!("{split}.jsonl"));
-        let mut lines = Vec::new();
-        for line in text.lines().take(n) {
-            lines.write_all(line.as_bytes()).and_then(|()| lines.write_all(b"\n"))?;
-        }
-        write_atomic(&path, &lines)?;
+        let text: String = lines(text, n).map(|line| format!("{line}\n")).collect();
+        write_atomic(&path, text.as_bytes())?;
         draft.set_text(&format!("data.{split}"), &path.to_string_lossy());
     }
     draft.resolve()
 }
 
-/// The first `n` pairs of a built-in file.
+/// The first `n` lines of a built-in file that are not too long.
+fn lines(text: &str, n: usize) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| line.len() <= MAX_LINE).take(n)
+}
+
+/// The first `n` pairs of a built-in file that are not too long.
 fn pairs(text: &str, n: usize) -> Vec<PreferencePair> {
     let pair = |line| serde_json::from_str(line).expect("the built-in pairs are read in a test");
-    text.lines().take(n).map(pair).collect()
+    lines(text, n).map(pair).collect()
 }
 
 fn answers(
@@ -188,7 +202,11 @@ fn answers(
         if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     answers.map_err(|error| match cancel.load(Ordering::Relaxed) {
-        true => SteerError::Interrupted { step: outcome.steps, total: outcome.steps, folder: outcome.folder.clone() },
+        true => SteerError::Interrupted {
+            step: outcome.steps,
+            total: outcome.steps,
+            folder: outcome.folder.clone(),
+        },
         false => error,
     })
 }
@@ -198,7 +216,10 @@ fn comparison(q: usize, pair: &PreferencePair, answers: &Answers) -> Comparison 
         multiplier: answers.multipliers[m],
         text: shown_text(&answers.completions[q][m].text, answers.completions[q][m].tokens.len()),
     };
-    Comparison { question: pair.prompt.clone(), answers: (0..answers.multipliers.len()).map(answer).collect() }
+    Comparison {
+        question: pair.prompt.clone(),
+        answers: (0..answers.multipliers.len()).map(answer).collect(),
+    }
 }
 
 /// An answer that was cut off says so.

@@ -49,6 +49,9 @@ impl Page {
                 self.seconds = self.began.elapsed().as_secs_f64();
             }
             Event::Eval { split: "valid", points, .. } => {
+                if self.held_out.is_empty() {
+                    self.held_out.extend(points.iter().map(origin));
+                }
                 self.held_out.extend(points.iter().map(|point| HeldOutPoint {
                     pair_passes: self.pair_passes,
                     multiplier: point.multiplier,
@@ -60,7 +63,13 @@ impl Page {
     }
 
     /// The whole report.
-    pub(super) fn report(self, model: &Model, recipe: &Recipe, outcome: &Outcome, demo: &Demo) -> Result<Report> {
+    pub(super) fn report(
+        self,
+        model: &Model,
+        recipe: &Recipe,
+        outcome: &Outcome,
+        demo: &Demo,
+    ) -> Result<Report> {
         let identity = model.identity();
         let held_out_pairs = outcome.eval.first().map_or(0, |point| point.n);
         Ok(Report {
@@ -97,7 +106,9 @@ impl Page {
 fn hashes(model: &Model, outcome: &Outcome, demo: &Demo) -> Result<Vec<(String, String)>> {
     let identity = model.identity();
     let mut hashes = vec![(identity.name.clone(), identity.file_sha256.clone())];
-    hashes.extend(outcome.vector.provenance.data.as_ref().map(|data| ("train.jsonl".into(), data.sha256.clone())));
+    hashes.extend(
+        outcome.vector.provenance.data.as_ref().map(|data| ("train.jsonl".into(), data.sha256.clone())),
+    );
     hashes.push(("vector.safetensors".into(), sha256(&fs_err::read(&demo.vector)?)));
     Ok(hashes)
 }
@@ -118,6 +129,11 @@ fn doses(demo: &Demo) -> Vec<Dose> {
             }
         })
         .collect()
+}
+
+/// Before the first step the vector is zero, and so is every margin.
+fn origin(point: &EvalPoint) -> HeldOutPoint {
+    HeldOutPoint { pair_passes: 0, multiplier: point.multiplier, margin: 0.0.into() }
 }
 
 fn margin(point: &EvalPoint) -> Estimate {

@@ -54,9 +54,10 @@ pub fn answer(
     on_answer: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Answers> {
     let prompts = request.questions.iter().map(|q| prompting.prompt(q)).collect::<Result<Vec<_>, _>>()?;
-    let edits = request.multipliers.iter().map(|&m| {
-        SteeringPlan::new().add(Arc::clone(vector), m as f32)?.edits(model.config())
-    });
+    let edits = request
+        .multipliers
+        .iter()
+        .map(|&m| SteeringPlan::new().add(Arc::clone(vector), m as f32)?.edits(model.config()));
     let edits = edits.collect::<Result<Vec<_>>>()?;
     let requests = prompts.iter().flat_map(|prompt| {
         edits.iter().map(|edits| Request {

@@ -35,9 +35,11 @@ pub fn perplexities(
                 return Err(ModelError::Interrupted.into());
             }
             let logps = model.score(&pack)?;
-            all.extend(spans.drain(..).map(|own| {
-                own.into_iter().map(|span| perplexity(&logps[span])).collect::<Vec<_>>()
-            }));
+            all.extend(
+                spans
+                    .drain(..)
+                    .map(|own| own.into_iter().map(|span| perplexity(&logps[span])).collect::<Vec<_>>()),
+            );
             pack = Pack::default();
         }
     }

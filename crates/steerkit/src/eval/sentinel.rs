@@ -16,8 +16,7 @@ pub fn check_effect(model: &Model, plan: &SteeringPlan, edits: &[Edit], prompt: 
     let tokens = &prompt[..prompt.len().min(TOKENS)];
     let mut plain = model.new_sequence(Vec::new())?;
     let mut steered = model.new_sequence(edits.to_vec())?;
-    let mut runs =
-        [Run { sequence: &mut plain, tokens }, Run { sequence: &mut steered, tokens }];
+    let mut runs = [Run { sequence: &mut plain, tokens }, Run { sequence: &mut steered, tokens }];
     let mut logits = model.advance(&mut runs)?.into_iter();
     let (plain, steered) = (logits.next().transpose()?, logits.next().transpose()?);
     if plain != steered {

@@ -12,7 +12,7 @@ use crate::surface::SurfaceMetric;
 use crate::text_stats::{Bootstrap, distinct_n, mean_words, median};
 
 /// Rows per pass when answers are read again by the plain model.
-const ROWS: usize = 2048;
+const ROWS: usize = 1024;
 
 /// How the answers at one multiplier read.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -90,9 +90,7 @@ fn median_perplexities(model: &Model, answers: &Answers, cancel: &AtomicBool) ->
         .prompts
         .iter()
         .zip(&answers.completions)
-        .map(|(prompt, row)| {
-            (prompt.as_slice(), steered.iter().map(|&m| row[m].tokens.as_slice()).collect())
-        })
+        .map(|(prompt, row)| (prompt.as_slice(), steered.iter().map(|&m| row[m].tokens.as_slice()).collect()))
         .collect();
     let read = if steered.is_empty() { Vec::new() } else { perplexities(model, &texts, ROWS, cancel)? };
     let of = |m: usize| -> Vec<f64> {

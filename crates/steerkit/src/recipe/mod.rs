@@ -189,7 +189,7 @@ pub struct DataSettings {
     pub valid: Option<PathBuf>,
     /// Pairs for the last evaluation only.
     pub test: Option<PathBuf>,
-    /// Take this many of the training pairs, the first of the file.
+    /// Take this many of the training pairs: the first after a shuffle with the seed ([`crate::data::sample`]).
     pub limit: Option<usize>,
     /// Without `valid`, hold this many of the training pairs out (at most a fifth of them).
     pub holdout: usize,

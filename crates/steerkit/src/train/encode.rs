@@ -67,7 +67,13 @@ impl RunData {
             ),
         };
         let encode = |set: &Dataset, observer: &mut dyn Observer| encode(&prompting, set, recipe, observer);
-        let mut train = encode(&splits.train, observer)?;
+        let mut train = match recipe.data.limit {
+            Some(limit) => {
+                let (rows, sampled) = data::sample(&splits.train, limit, recipe.seed);
+                TokenSet { rows, ..encode(&sampled, observer)? }
+            }
+            None => encode(&splits.train, observer)?,
+        };
         let limited = |mut set: TokenSet| {
             let limit = recipe.eval.limit.unwrap_or(usize::MAX);
             set.pairs.truncate(limit);
@@ -113,8 +119,7 @@ fn read_splits(recipe: &Recipe) -> Result<Splits> {
         ..ReadOptions::default()
     };
     let read = |path: &Path| data::read(path, &options);
-    let limited = ReadOptions { limit: settings.limit, ..options.clone() };
-    let mut splits = Splits::open(&settings.train, &limited)?;
+    let mut splits = Splits::open(&settings.train, &options)?;
     if let Some(path) = &settings.valid {
         splits.valid = Some(read(path)?);
     }
