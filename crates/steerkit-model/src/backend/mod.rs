@@ -6,7 +6,8 @@
 pub(crate) mod cpu;
 #[cfg(feature = "device")]
 pub(crate) mod device;
-#[cfg(all(test, feature = "device"))]
+#[cfg(test)]
+#[cfg(feature = "device")]
 mod tests;
 
 use crate::Result;
