@@ -8,14 +8,14 @@ use std::{
 };
 
 /// Writes `bytes` to `path`: a temporary file in the same folder, brought to the disk, then renamed.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary_beside(path)?;
     file.write_all(bytes).map_err(|e| at(path, e))?;
     persist(file, path)
 }
 
 /// A temporary file in the folder of `path`.
-pub(crate) fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+pub fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     // Temporary files are private, and a rename keeps that; results have the usual rights less the umask.
@@ -27,7 +27,7 @@ pub(crate) fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFil
 }
 
 /// Brings `file` to the disk and gives it the name `path`.
-pub(crate) fn persist(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+pub fn persist(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
     file.as_file().sync_all().map_err(|e| at(path, e))?;
     file.persist(path).map_err(|e| at(path, e.error))?;
     sync_folder(path)

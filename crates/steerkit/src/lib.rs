@@ -2,10 +2,13 @@
 //!
 //! The library is synchronous and prints nothing.
 
+pub mod bench;
 mod checksum;
 pub mod data;
+pub mod demo;
 pub mod error;
-mod files;
+pub mod eval;
+pub mod files;
 pub mod metrics;
 pub mod objective;
 pub mod optim;

@@ -1,5 +1,6 @@
 //! The vocabulary of a GGUF file as a byte-level BPE tokeniser.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
@@ -113,31 +114,42 @@ impl GgufVocab {
         Ok(())
     }
 
-    /// The merges as pairs of tokens. Both halves and the whole have to be tokens; as the whole is longer than
+    /// The two halves of a merge. A token may begin with a space, so the first character never separates.
+    fn halves(merge: &str) -> Option<(&str, &str)> {
+        let (at, _) = merge.char_indices().skip(1).find(|&(_, c)| c == ' ')?;
+        Some((&merge[..at], &merge[at + 1..])).filter(|(_, right)| !right.is_empty())
+    }
+
+    /// The byte-level BPE model. Both halves of a merge and the whole have to be tokens; as the whole is longer than
     /// either half, merges cannot run in a circle.
-    fn pairs(&self, vocab: &Vocab) -> Result<Vec<(String, String)>> {
-        let mut whole = String::new();
-        let mut pairs = Vec::with_capacity(self.merges.len());
-        for (rank, merge) in self.merges.iter().enumerate() {
-            // A token may begin with a space, so the first character never separates.
-            let cut = merge.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
-            let halves = cut.map(|at| (&merge[..at], &merge[at + 1..])).filter(|(_, r)| !r.is_empty());
-            let tokens = halves.filter(|(left, right)| {
-                whole.clear();
-                whole.push_str(left);
-                whole.push_str(right);
-                [*left, *right, whole.as_str()].into_iter().all(|token| vocab.contains_key(token))
-            });
-            let Some((left, right)) = tokens else {
-                return Err(self.malformed(
-                    &format!("merges[{rank}]"),
-                    format!("{:?}", merge.chars().take(80).collect::<String>()),
-                    "two tokens whose concatenation is a token",
-                ));
-            };
-            pairs.push((left.to_owned(), right.to_owned()));
-        }
-        Ok(pairs)
+    fn bpe(&self, ignore_merges: bool) -> Result<BPE> {
+        let ids: Vocab = (0..).zip(&self.tokens).map(|(id, text)| (text.clone(), id)).collect();
+        // The builder copies the whole into a buffer of the longest token's size before it looks it up.
+        let longest = self.tokens.iter().map(String::len).max().unwrap_or(0);
+        let fits = |(left, right): &(&str, &str)| left.len() + right.len() <= longest;
+        let pairs = self.merges.iter().map(|merge| {
+            let (left, right) = Self::halves(merge).filter(fits)?;
+            Some((left.to_owned(), right.to_owned()))
+        });
+        let build = |pairs| {
+            let builder = BpeBuilder::new().vocab_and_merges(ids, pairs).ignore_merges(ignore_merges);
+            builder.build().ok()
+        };
+        pairs.collect::<Option<Vec<_>>>().and_then(build).ok_or_else(|| self.bad_merge())
+    }
+
+    /// The error for the first merge that is no pair of tokens.
+    fn bad_merge(&self) -> ModelError {
+        let tokens: HashSet<&str> = self.tokens.iter().map(String::as_str).collect();
+        let is_bad = |merge: &&String| {
+            let parts = Self::halves(merge)
+                .map(|(left, right)| [left, right, &[left, right].concat()].map(str::to_owned));
+            !parts.is_some_and(|parts| parts.iter().all(|part| tokens.contains(part.as_str())))
+        };
+        let bad = self.merges.iter().enumerate().find(|(_, merge)| is_bad(merge));
+        let (rank, merge) = bad.map_or((0, ""), |(rank, merge)| (rank, merge.as_str()));
+        let found = format!("{:?}", merge.chars().take(80).collect::<String>());
+        self.malformed(&format!("merges[{rank}]"), found, "two tokens whose concatenation is a token")
     }
 
     fn kind(&self, id: usize) -> i32 {
@@ -188,15 +200,7 @@ impl Tokenizer {
             .map(|(id, text)| AddedToken::from(text, control[id]).normalized(false))
             .collect();
         let pieces = Pieces::byte_level(tokens().map(|(id, text)| (text, cut_out(id))));
-        let ids: Vocab = tokens().map(|(id, text)| (text.to_owned(), id as u32)).collect();
-        let merges = vocab.pairs(&ids)?;
-        let bpe: BPE = BpeBuilder::new()
-            .vocab_and_merges(ids, merges)
-            .ignore_merges(pre.ignore_merges)
-            .build()
-            .map_err(|e| vocab.malformed("merges", e.to_string(), "pairs of tokens"))?;
-
-        let mut inner = tokenizers::Tokenizer::new(bpe);
+        let mut inner = tokenizers::Tokenizer::new(vocab.bpe(pre.ignore_merges)?);
         if pre.nfc {
             inner.with_normalizer(Some(NFC)).map_err(|e| ModelError::Tokenize(e.to_string()))?;
         }

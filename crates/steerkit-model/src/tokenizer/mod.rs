@@ -9,6 +9,7 @@ mod pretokenizer;
 mod stream;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
@@ -48,6 +49,7 @@ pub enum Specials {
 }
 
 /// Token ids of texts, and texts of token ids.
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The added tokens with control tokens left in the text.
@@ -227,7 +229,16 @@ impl Tokenizer {
     }
 }
 
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bos, eos, add_bos, vocab_size, sha256, .. } = self;
+        write!(f, "Tokenizer {{ vocab_size: {vocab_size}, bos: {bos:?}, eos: {eos:?}, ")?;
+        write!(f, "add_bos: {add_bos}, sha256: {sha256} }}")
+    }
+}
+
 /// How ids become text.
+#[derive(Clone)]
 enum Pieces {
     /// A table of the bytes of each id: `bytes[ends[id - 1]..ends[id]]`.
     Bytes { bytes: Vec<u8>, ends: Vec<u32> },

@@ -57,7 +57,8 @@ impl<'t> DecodeStream<'t> {
         if after.ends_with(REPLACEMENT) && !at_end {
             return None;
         }
-        let text = after.strip_prefix(&before)?.to_owned();
+        let same = before.chars().zip(after.chars()).take_while(|(a, b)| a == b);
+        let text = after[same.map(|(c, _)| c.len_utf8()).sum()..].to_owned();
         if text.is_empty() {
             return None;
         }

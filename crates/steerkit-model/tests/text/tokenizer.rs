@@ -2,14 +2,14 @@
 
 use std::sync::OnceLock;
 
-use crate::ids;
+use super::support::{self, ids};
 use proptest::prelude::*;
 use steerkit_model::ModelError;
 use steerkit_model::tokenizer::{GgufVocab, Specials, Tokenizer};
 
 fn smollm2() -> Option<&'static Tokenizer> {
     static TOKENIZER: OnceLock<Option<Tokenizer>> = OnceLock::new();
-    let read = || Tokenizer::from_gguf(&crate::smollm2()?).unwrap();
+    let read = || Tokenizer::from_gguf(&support::smollm2()?).unwrap();
     TOKENIZER.get_or_init(read).as_ref()
 }
 

@@ -53,9 +53,11 @@ impl Splits {
         all.into_iter().filter_map(|(name, set)| Some((name, set?))).collect()
     }
 
-    fn note_overlap(&mut self, strict: bool) -> Result<()> {
+    /// Notes the rows of later splits whose prompt is in an earlier one; with `strict` they are an error.
+    pub(crate) fn note_overlap(&mut self, strict: bool) -> Result<()> {
         let mut seen: HashSet<&str> = self.train.pairs.iter().map(|pair| pair.prompt.as_str()).collect();
         for later in [&mut self.valid, &mut self.test].into_iter().flatten() {
+            later.notes.retain(|note| note.kind != NoteKind::Overlap);
             let mut overlap = Note::new(NoteKind::Overlap, 0);
             for (i, _) in
                 later.pairs.iter().enumerate().filter(|(_, pair)| seen.contains(pair.prompt.as_str()))

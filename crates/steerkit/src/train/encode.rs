@@ -1,9 +1,19 @@
 //! From data files to tokens.
 
-use super::{Order, TokenPair};
-use crate::files::sha256;
-use std::collections::BTreeMap;
-use steerkit_model::Model;
+use super::{
+    Event, Observer, Order, TokenPair,
+    order::{Stream, generator},
+};
+use crate::{
+    Result,
+    data::{self, Dataset, ReadOptions, Splits},
+    error::malformed,
+    files::sha256,
+    recipe::{self, Recipe},
+};
+use rand::seq::SliceRandom;
+use std::{collections::BTreeMap, path::Path};
+use steerkit_model::{LeadingSpace, Model, Prompting};
 
 /// The pairs of one split as tokens.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +40,48 @@ pub struct RunData {
 }
 
 impl RunData {
+    /// Reads and encodes the pairs of `recipe`, and holds some out where it asks for that.
+    ///
+    /// # Errors
+    /// As [`data::read`] and [`Prompting::pair`]; a pair that does not fit the length at all, or with
+    /// `data.strict` one that has to be cut.
+    pub fn read(model: &Model, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Self> {
+        let splits = read_splits(recipe)?;
+        for (_, set) in splits.named() {
+            let few = if set.path == splits.train.path { set.batch_note(recipe.batch) } else { None };
+            for note in set.notes.iter().chain(&few) {
+                observer.event(Event::Note(format!("{}: {note}", set.path.display())));
+            }
+        }
+        let prompting = Prompting {
+            tokenizer: model.tokenizer()?,
+            template: model.chat_template()?,
+            system: Some(recipe.prompt.system.clone()).filter(|s| !s.is_empty()),
+            leading_space: match recipe.prompt.leading_space {
+                recipe::LeadingSpace::Auto => LeadingSpace::Template,
+                recipe::LeadingSpace::Always => LeadingSpace::Always,
+                recipe::LeadingSpace::Never => LeadingSpace::Never,
+            },
+            max_length: Some(
+                recipe.prompt.max_length.map_or(model.config().context, |n| n.min(model.config().context)),
+            ),
+        };
+        let encode = |set: &Dataset, observer: &mut dyn Observer| encode(&prompting, set, recipe, observer);
+        let mut train = encode(&splits.train, observer)?;
+        let limited = |mut set: TokenSet| {
+            let limit = recipe.eval.limit.unwrap_or(usize::MAX);
+            set.pairs.truncate(limit);
+            set.rows.truncate(limit);
+            set
+        };
+        let valid = match &splits.valid {
+            Some(set) => Some(limited(encode(set, observer)?)),
+            None => hold_out(&mut train, recipe, observer),
+        };
+        let test = splits.test.as_ref().map(|set| encode(set, observer)).transpose()?.map(limited);
+        Ok(Self { train, valid, test, order: None })
+    }
+
     /// Names and hashes of everything but the recipe that decides the result.
     pub(crate) fn hashes(&self, model: &Model) -> BTreeMap<String, String> {
         let identity = model.identity();
@@ -49,6 +101,90 @@ impl RunData {
         }
         all
     }
+}
+
+/// The recipe's files; `data.train` may be a folder with one file per split.
+fn read_splits(recipe: &Recipe) -> Result<Splits> {
+    let settings = &recipe.data;
+    let options = ReadOptions {
+        columns: settings.columns.clone(),
+        strict: settings.strict,
+        dedup: settings.dedup,
+        ..ReadOptions::default()
+    };
+    let read = |path: &Path| data::read(path, &options);
+    let limited = ReadOptions { limit: settings.limit, ..options.clone() };
+    let mut splits = Splits::open(&settings.train, &limited)?;
+    if let Some(path) = &settings.valid {
+        splits.valid = Some(read(path)?);
+    }
+    if let Some(path) = &settings.test {
+        splits.test = Some(read(path)?);
+    }
+    if settings.valid.is_some() || settings.test.is_some() {
+        splits.note_overlap(settings.strict)?;
+    }
+    Ok(splits)
+}
+
+/// The tokens of `set`. What is cut to keep the longest length is counted in a note.
+fn encode(
+    prompting: &Prompting<'_>,
+    set: &Dataset,
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+) -> Result<TokenSet> {
+    let longest = prompting.max_length.unwrap_or(usize::MAX);
+    let (mut pairs, mut cut) = (Vec::with_capacity(set.pairs.len()), Vec::new());
+    for (row, pair) in set.pairs.iter().enumerate() {
+        let tokens = prompting.pair(&pair.prompt, &pair.chosen, &pair.rejected)?;
+        let shortened = tokens.cut_from_prompt + tokens.cut_from_responses;
+        let empty = tokens.prompt.is_empty() || tokens.chosen.is_empty() || tokens.rejected.is_empty();
+        if empty || (shortened > 0 && recipe.data.strict) {
+            let found = format!("{shortened} tokens too many");
+            let expected = format!("prompt and response of at most {longest} tokens");
+            let hint = "shorten the texts, or raise prompt.max_length where the model allows it";
+            return Err(malformed(&set.path, format!("pair {}", row + 1), found, expected, hint));
+        }
+        if shortened > 0 {
+            cut.push(row + 1);
+        }
+        pairs.push(TokenPair { prompt: tokens.prompt, chosen: tokens.chosen, rejected: tokens.rejected });
+    }
+    if let Some(first) = cut.first() {
+        observer.event(Event::Note(format!(
+            "{}: {} of {} pairs have more than {longest} tokens (the first is pair {first}): the beginnings of \
+             their prompts, then the ends of their responses, are cut off",
+            set.path.display(),
+            cut.len(),
+            pairs.len()
+        )));
+    }
+    Ok(TokenSet { rows: (0..pairs.len()).collect(), pairs, sha256: set.sha256.clone() })
+}
+
+/// Takes held-out pairs from `train`: as many as the recipe asks for, at most a fifth.
+fn hold_out(train: &mut TokenSet, recipe: &Recipe, observer: &mut dyn Observer) -> Option<TokenSet> {
+    let n = train.pairs.len();
+    let count = recipe.data.holdout.min(n / 5);
+    if count == 0 {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..n).collect();
+    order.shuffle(&mut generator(recipe.seed, Stream::Holdout));
+    let (held, kept) = order.split_at_mut(count);
+    let take = |places: &mut [usize]| {
+        places.sort_unstable();
+        TokenSet {
+            pairs: places.iter().map(|&i| train.pairs[i].clone()).collect(),
+            rows: places.iter().map(|&i| train.rows[i]).collect(),
+            sha256: train.sha256.clone(),
+        }
+    };
+    let (held, kept) = (take(held), take(kept));
+    *train = kept;
+    observer.event(Event::Note(format!("{count} of {n} training pairs are held out for validation")));
+    Some(held)
 }
 
 impl TokenSet {

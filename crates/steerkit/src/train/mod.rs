@@ -65,6 +65,39 @@ pub struct Outcome {
     pub eval: Vec<EvalPoint>,
 }
 
+/// Trains one vector into a new folder: `vector.safetensors`, `recipe.toml`, `metrics.jsonl`, a TensorBoard event
+/// file, `checkpoints/`, and with `epoch_vectors` the vector of every epoch in `vectors/`.
+///
+/// `model` must have been opened with the recipe's precision. Setting `cancel` ends the run after the micro-batch
+/// at hand, with its state saved.
+///
+/// # Errors
+/// [`crate::SteerError::Interrupted`] after `cancel`, [`crate::SteerError::Diverged`] when numbers leave the
+/// finite range, and what reading data and writing files gives.
+pub fn train(
+    model: &Model,
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    train_from(Start::New, model, recipe, observer, cancel)
+}
+
+/// As [`train`], with a choice of what to do with a folder that is not empty.
+///
+/// # Errors
+/// As [`train`]; [`crate::SteerError::ResumeMismatch`] when the run to go on with is another one.
+pub fn train_from(
+    start: Start,
+    model: &Model,
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    let data = RunData::read(model, recipe, observer)?;
+    train_tokens(start, model, recipe, &data, observer, cancel)
+}
+
 /// As [`train_from`], on pairs that are tokens already.
 ///
 /// # Errors

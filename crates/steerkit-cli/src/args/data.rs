@@ -1,0 +1,99 @@
+//! `steerkit data`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::common::positive;
+
+/// Check and convert preference pairs
+#[derive(Debug, Args)]
+pub(crate) struct DataArgs {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    Check(DataCheck),
+    Import(DataImport),
+}
+
+/// Measure what pairs give away besides the behaviour
+///
+/// A vector learns whatever tells the two sides apart. This counts empty cells, repeats, prompts shared between
+/// splits and responses that begin alike, and shows how far length or the first word alone would go. Exits
+/// with 3 when a bar is not met.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit data check data/formality
+      A folder with train, valid and test (.jsonl or .csv).
+  steerkit data check pairs.csv --json
+  steerkit data check data/brevity --length-is-behaviour")]
+pub(crate) struct DataCheck {
+    /// A folder with train, valid and test files, or one file
+    #[arg(value_name = "DIR|FILE")]
+    pub(crate) path: PathBuf,
+    /// Length is what the behaviour is about: show the length properties, but do not hold them against the data
+    #[arg(long)]
+    pub(crate) length_is_behaviour: bool,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+}
+
+/// Convert pairs to JSONL
+///
+/// Reads the authors' CSV layout (question, matching, not_matching) or any CSV or JSONL whose columns you name,
+/// and writes one object with prompt, chosen and rejected per line. Rows are streamed; the file appears when it
+/// is complete.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit data import power-seeking_train.csv pairs.jsonl
+  steerkit data import export.csv pairs.jsonl --prompt-column text --chosen-column good --rejected-column bad
+  steerkit data import pairs.csv pairs.jsonl --dedup --limit 1000")]
+pub(crate) struct DataImport {
+    /// The file to read
+    #[arg(value_name = "FROM")]
+    pub(crate) from: PathBuf,
+    /// The JSONL file to write
+    #[arg(value_name = "TO")]
+    pub(crate) to: PathBuf,
+    #[command(flatten)]
+    pub(crate) columns: ColumnArgs,
+    /// Stop after N pairs
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+    /// Leave out repeated rows
+    #[arg(long)]
+    pub(crate) dedup: bool,
+    /// Replace TO when it is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// Where the pairs are in the file.
+#[derive(Debug, Args)]
+pub(crate) struct ColumnArgs {
+    /// Layout of the file [default: by its extension]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<FormatArg>,
+    /// Column or key of the prompt [default: prompt or question]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) prompt_column: Option<String>,
+    /// Column or key of the answer with the behaviour [default: chosen or matching]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) chosen_column: Option<String>,
+    /// Column or key of the answer with its opposite [default: rejected or not_matching]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) rejected_column: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatArg {
+    /// A header row, then one pair per row
+    Csv,
+    /// One JSON object per line
+    Jsonl,
+}

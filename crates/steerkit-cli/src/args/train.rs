@@ -1,0 +1,176 @@
+//! `steerkit train`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+
+use super::common::{PrecisionArg, multiplier, positive};
+
+/// Train a steering vector from preference pairs
+///
+/// Reads pairs of a prompt, an answer with the behaviour and an answer with its opposite, and optimises one
+/// vector against the frozen model (BiPO, arXiv 2406.00045). A run is described by a recipe (TOML), by options,
+/// or by both; options win over the recipe, and what neither says comes from the preset. The run's folder gets
+/// the vector, the resolved recipe, metrics and checkpoints.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit train --model smollm2-135m --data pairs.csv --layer 15
+      Columns prompt, chosen, rejected (or question, matching, not_matching), CSV or JSONL.
+  steerkit train --model model.gguf --data train.csv --valid valid.csv --test test.csv --layer auto
+      Chooses the best of four layers on the validation pairs, then measures on the test pairs.
+  steerkit train --model model.gguf --data train.csv --preset paper --epochs 5 --set objective.beta=0.2
+      The paper's settings, with two of them changed.
+  steerkit train recipes/power.toml --seed 7
+  steerkit train --out runs/pairs --resume
+      Goes on where an interrupted run stopped, with the recipe in its folder.
+
+Ctrl-C writes a checkpoint and prints the command that resumes the run; a second Ctrl-C stops at once.")]
+pub(crate) struct TrainArgs {
+    /// A recipe (TOML)
+    #[arg(value_name = "RECIPE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// The model: a .gguf file, a Hugging Face folder, or the name of a pulled model
+    #[arg(long, short, value_name = "FILE|DIR|NAME")]
+    pub(crate) model: Option<String>,
+    /// Pairs to train on, CSV or JSONL; a folder is read as train, valid and test files
+    #[arg(long, short, value_name = "FILE|DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Pairs to measure on while training and to choose the layer with [default: some training pairs held out]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) valid: Option<PathBuf>,
+    /// Pairs to measure the finished vector on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) test: Option<PathBuf>,
+    /// What is trained [default: bipo]
+    #[arg(long, value_enum)]
+    pub(crate) method: Option<MethodArg>,
+    /// Where the defaults come from [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) preset: Option<PresetArg>,
+    /// Block after which the vector is added, counted from 0; auto tries four and keeps the best [default: auto]
+    #[arg(long, short, value_name = "N|auto")]
+    pub(crate) layer: Option<LayerArg>,
+    /// Use the first N pairs after a shuffle with the seed
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+    /// Seed of the order of the pairs and of the directions [default: 42]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Arithmetic of the large matrix products [default: f32]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<PrecisionArg>,
+    /// Passes over the pairs
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
+    pub(crate) epochs: Option<usize>,
+    /// Optimiser steps
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) steps: Option<usize>,
+    /// Pairs per step
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) batch: Option<usize>,
+    /// System prompt; empty for none
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Multipliers to measure the finished vector at, with commas between [default: -1,0,1]
+    #[arg(long, value_name = "M,M,..", value_delimiter = ',', allow_hyphen_values = true, value_parser = multiplier)]
+    pub(crate) multipliers: Option<Vec<f64>>,
+    /// Set any key of the recipe (repeatable): --set optimiser.lr=1e-3
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<Setting>,
+    /// Leave out repeated rows of the data
+    #[arg(long)]
+    pub(crate) dedup: bool,
+    /// Refuse data with empty cells, repeated rows or prompts, or equal sides
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Keep no residual streams on disk for later runs
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// The run's folder [default: runs/ and the name of the recipe or the data]
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on with the interrupted run in the folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Replace the run in the folder
+    #[arg(long, conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MethodArg {
+    /// Bi-directional preference optimisation of one vector
+    Bipo,
+}
+
+impl MethodArg {
+    /// As a recipe names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bipo => "bipo",
+        }
+    }
+}
+
+/// Defaults of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PresetArg {
+    /// A fixed dose and eight steps: nothing to tune
+    Auto,
+    /// The settings that the paper states
+    Paper,
+    /// What the authors' published code does
+    Official,
+}
+
+impl PresetArg {
+    /// As a recipe names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Paper => "paper",
+            Self::Official => "official",
+        }
+    }
+}
+
+/// A block number or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerArg {
+    Auto,
+    Block(usize),
+}
+
+impl FromStr for LayerArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Block).map_err(|_| "expected a block number from 0, or auto".into()),
+        }
+    }
+}
+
+/// One `--set`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) key: String,
+    pub(crate) value: String,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => {
+                Ok(Self { key: key.trim().into(), value: value.trim().into() })
+            }
+            _ => Err("expected KEY=VALUE, such as objective.beta=0.2".into()),
+        }
+    }
+}

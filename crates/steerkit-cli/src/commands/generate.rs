@@ -1,0 +1,163 @@
+//! `steerkit generate`.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+use steerkit::eval::check_effect;
+use steerkit_model::prompting::Prompting;
+use steerkit_model::{Completion, Edit, Event, Finish, Model, Request, Sampling, Specials};
+
+use super::steering::{self, Applied, PlanPart};
+use super::prompts;
+use crate::args::GenerateArgs;
+use crate::failure::Outcome;
+use crate::output::{Printer, Progress, signed, side_by_side};
+use crate::signals;
+
+/// One answer, as JSON shows it.
+#[derive(Serialize)]
+struct Answer<'a> {
+    prompt: &'a str,
+    /// What every multiplier of the plan was multiplied by.
+    multiplier: f64,
+    text: &'a str,
+    token_ids: &'a [u32],
+    logprobs: &'a [f32],
+    finish: &'static str,
+    prompt_tokens: usize,
+    system: Option<&'a str>,
+    plan: Vec<PlanPart>,
+}
+
+pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
+    let cancel = signals::install()?;
+    let vectors = args.steering.steer.iter().map(Applied::load).collect::<Outcome<Vec<_>>>()?;
+    let texts = match (&args.prompt, &args.prompts) {
+        (Some(text), _) => vec![text.clone()],
+        (None, Some(file)) => prompts::read(file)?,
+        (None, None) => vec![prompts::from_stdin()?],
+    };
+    let model = steering::open(&args.model)?;
+    let system = steering::system_prompt(&args.steering, &vectors, printer);
+    let system = if args.raw || model.chat_template()?.is_none() { None } else { system };
+    let prompting = steering::prompting(&model, system)?;
+    let prompts = texts.iter().map(|text| tokens(&prompting, text, args.raw)).collect::<Outcome<Vec<_>>>()?;
+    let factors = if args.multipliers.is_empty() { vec![1.0] } else { args.multipliers.clone() };
+    let edits = edits(&model, &vectors, &factors, &prompts[0], args.steering.force, printer)?;
+
+    let requests: Vec<Request> = prompts
+        .iter()
+        .flat_map(|prompt| edits.iter().map(|edits| request(args, prompt.clone(), edits.clone())))
+        .collect();
+    let total = requests.len();
+    let streams = total == 1 && printer.streams();
+    let mut progress = (total > 1).then(|| Progress::steps(printer, "answering", total));
+    let mut done = 0;
+    let mut broken = Ok(());
+    let completions = model.generate(requests, args.batch, &mut |event: &Event| {
+        if let Ok(new) = &event.news {
+            done += u64::from(new.finish.is_some());
+            if let Some(progress) = &mut progress {
+                progress.at(done, "");
+            } else if streams {
+                broken = printer.piece(new.text.as_deref().unwrap_or_default());
+            }
+        }
+        let go_on = broken.is_ok() && !cancel.load(Ordering::Relaxed);
+        if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    drop(progress);
+    broken?;
+    let completions = completions?;
+    if streams {
+        return printer.line("");
+    }
+    for (i, row) in completions.chunks(factors.len()).enumerate() {
+        if texts.len() > 1 || factors.len() > 1 {
+            printer.heading(&texts[i])?;
+        }
+        show(&factors, row, printer)?;
+        for (factor, completion) in factors.iter().zip(row) {
+            printer.result(&Answer {
+                prompt: &texts[i],
+                multiplier: *factor,
+                text: &completion.text,
+                token_ids: &completion.tokens,
+                logprobs: &completion.logprobs,
+                finish: finish_name(completion.finish),
+                prompt_tokens: prompts[i].len(),
+                system: prompting.system.as_deref(),
+                plan: vectors.iter().map(|v| v.part(*factor)).collect(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Tokens of a prompt. Raw text is read for control tokens and gets the model's BOS by the usual rule.
+fn tokens(prompting: &Prompting<'_>, text: &str, raw: bool) -> Outcome<Vec<u32>> {
+    if !raw {
+        return Ok(prompting.prompt(text)?);
+    }
+    let tokenizer = prompting.tokenizer;
+    let mut tokens = tokenizer.encode(text, Specials::Parse)?;
+    let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+    if let Some(bos) = bos.filter(|bos| tokens.first() != Some(bos)) {
+        tokens.insert(0, bos);
+    }
+    Ok(tokens)
+}
+
+/// The edits at every factor, after a look at whether they do anything.
+fn edits(
+    model: &Model,
+    vectors: &[Applied],
+    factors: &[f64],
+    prompt: &[u32],
+    force: bool,
+    printer: Printer,
+) -> Outcome<Vec<Vec<Edit>>> {
+    let strongest = factors.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(1.0);
+    steering::warn(&steering::plan(vectors, strongest)?, model, force, printer)?;
+    factors
+        .iter()
+        .map(|&factor| {
+            let plan = steering::plan(vectors, factor)?;
+            let edits = plan.edits(model.config())?;
+            check_effect(model, &plan, &edits, prompt)?;
+            Ok(edits)
+        })
+        .collect()
+}
+
+fn request(args: &GenerateArgs, prompt: Vec<u32>, edits: Vec<Edit>) -> Request {
+    Request {
+        prompt,
+        edits,
+        sampling: Sampling::from(&args.sampling),
+        max_tokens: args.sampling.max_tokens,
+        stop: args.sampling.stop.clone(),
+    }
+}
+
+/// Answers to one prompt for people.
+fn show(factors: &[f64], row: &[Completion], printer: Printer) -> Outcome {
+    match row {
+        [only] => printer.line(&only.text),
+        _ => {
+            let heads: Vec<String> = factors.iter().map(|&factor| signed(factor)).collect();
+            let texts: Vec<&str> = row.iter().map(|completion| completion.text.as_str()).collect();
+            printer.line(side_by_side(&heads, &texts))
+        }
+    }
+}
+
+/// As JSON shows it.
+pub(crate) fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::End => "end",
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+    }
+}

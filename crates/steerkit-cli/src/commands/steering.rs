@@ -1,0 +1,118 @@
+//! What `generate`, `chat` and `demo` share: opening a model, and vectors with their multipliers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+use steerkit::{SteeringPlan, SteeringVector, plan::PlanWarning};
+use steerkit_model::prompting::{DEFAULT_SYSTEM, Prompting};
+use steerkit_model::{Model, OpenOptions, Sampling};
+
+use super::{model, vector};
+use crate::args::{ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
+use crate::failure::{Failure, Outcome};
+use crate::output::Printer;
+
+/// Opens the model that the options name.
+pub(crate) fn open(args: &ModelArgs) -> Outcome<Model> {
+    let options = OpenOptions { precision: args.precision.into() };
+    Ok(Model::open(&model::resolve(&args.model)?, &options)?)
+}
+
+/// A vector with its multiplier.
+#[derive(Clone, Debug)]
+pub(crate) struct Applied {
+    /// As the user names it.
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) vector: Arc<SteeringVector>,
+    pub(crate) multiplier: f64,
+}
+
+/// A vector of a plan, as JSON shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PlanPart {
+    name: String,
+    path: PathBuf,
+    layer: usize,
+    multiplier: f64,
+    norm: f32,
+    relative_dose: Option<f32>,
+}
+
+impl Applied {
+    /// Reads the vector that `spec` names.
+    pub(crate) fn load(spec: &SteerSpec) -> Outcome<Self> {
+        let path = vector::find(&spec.vector)?;
+        let vector = Arc::new(SteeringVector::load(&path)?);
+        Ok(Self { name: spec.vector.clone(), path, vector, multiplier: spec.multiplier })
+    }
+
+    /// The part of a plan where every multiplier is multiplied by `factor`.
+    pub(crate) fn part(&self, factor: f64) -> PlanPart {
+        let multiplier = self.multiplier * factor;
+        PlanPart {
+            name: self.name.clone(),
+            path: self.path.clone(),
+            layer: self.vector.layer,
+            multiplier,
+            norm: self.vector.norm(),
+            relative_dose: self.vector.relative_norm().map(|norm| norm * multiplier.abs() as f32),
+        }
+    }
+}
+
+/// The plan of vectors with every multiplier multiplied by `factor`.
+pub(crate) fn plan(vectors: &[Applied], factor: f64) -> Outcome<SteeringPlan> {
+    let add = |plan: SteeringPlan, v: &Applied| plan.add(Arc::clone(&v.vector), (v.multiplier * factor) as f32);
+    Ok(vectors.iter().try_fold(SteeringPlan::new(), add)?)
+}
+
+/// Tells what is odd about a plan on a model; a vector of another model stops unless forced.
+pub(crate) fn warn(plan: &SteeringPlan, model: &Model, force: bool, printer: Printer) -> Outcome {
+    // A vector of another width is an error of its own, and says more.
+    plan.edits(model.config())?;
+    for warning in plan.warnings(model.identity()) {
+        if matches!(warning, PlanWarning::OtherModel { .. }) && !force {
+            return Err(Failure::input(warning).hint("apply it all the same with --force"));
+        }
+        printer.warn(warning);
+    }
+    Ok(())
+}
+
+/// The system prompt: the one asked for, else the one that the vectors were trained with, else the default.
+pub(crate) fn system_prompt(args: &PromptArgs, vectors: &[Applied], printer: Printer) -> Option<String> {
+    if let Some(text) = &args.system {
+        return Some(text.clone()).filter(|text| !text.is_empty());
+    }
+    let trained: Vec<_> = vectors.iter().filter(|v| v.vector.provenance.method != "unknown").collect();
+    let Some(first) = trained.first() else { return Some(DEFAULT_SYSTEM.to_owned()) };
+    let system = &first.vector.provenance.system_prompt;
+    if trained.iter().any(|v| v.vector.provenance.system_prompt != *system) {
+        printer.warn(format_args!(
+            "the vectors were trained with different system prompts; that of {:?} is used",
+            first.name
+        ));
+    }
+    system.clone()
+}
+
+/// How questions become prompts of this model.
+pub(crate) fn prompting(model: &Model, system: Option<String>) -> Outcome<Prompting<'_>> {
+    Ok(Prompting { system, ..Prompting::new(model.tokenizer()?, model.chat_template()?) })
+}
+
+impl From<&SamplingArgs> for Sampling {
+    fn from(args: &SamplingArgs) -> Self {
+        let plain = Self::default();
+        Self {
+            temperature: args.temperature,
+            top_k: args.top_k.unwrap_or(plain.top_k),
+            top_p: args.top_p.unwrap_or(plain.top_p),
+            min_p: args.min_p.unwrap_or(plain.min_p),
+            repetition_penalty: args.repetition_penalty.unwrap_or(plain.repetition_penalty),
+            seed: args.seed,
+        }
+    }
+}

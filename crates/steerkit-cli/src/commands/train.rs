@@ -1,0 +1,247 @@
+//! `steerkit train`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use steerkit::SteerError;
+use steerkit::recipe::{self, Draft, Recipe};
+use steerkit::train::{EvalPoint, Event, Outcome as Run, Start, train_from};
+use steerkit_model::{Model, OpenOptions, Precision};
+
+use super::model;
+use super::training::Watch;
+use crate::args::{LayerArg, TrainArgs};
+use crate::failure::{Failure, Outcome};
+use crate::output::{Printer, Table, number, signed};
+use crate::{memory, signals};
+
+/// What `train` prints as JSON.
+#[derive(Serialize)]
+struct Trained<'a> {
+    vector: &'a Path,
+    layer: usize,
+    steps: usize,
+    seconds: f64,
+    norm: f64,
+    relative_dose: f64,
+    eval: Vec<Point>,
+    peak_rss_mb: Option<f64>,
+    /// Which pairs `eval` was measured on.
+    split: &'a str,
+    trained_pairs: usize,
+}
+
+#[derive(Serialize)]
+struct Point {
+    multiplier: f64,
+    margin: f64,
+    margin_se: f64,
+    accuracy: f64,
+    n: usize,
+}
+
+impl From<&EvalPoint> for Point {
+    fn from(p: &EvalPoint) -> Self {
+        let EvalPoint { multiplier, margin, margin_se, accuracy, n, .. } = *p;
+        Self { multiplier, margin, margin_se, accuracy, n }
+    }
+}
+
+pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
+    let cancel = signals::install()?;
+    let began = Instant::now();
+    let recipe = resolve(args)?;
+    let precision = match recipe.precision {
+        recipe::Precision::F32 => Precision::F32,
+        recipe::Precision::Bf16 => Precision::Bf16,
+    };
+    let model = Model::open(&model::resolve(&recipe.model)?, &OpenOptions { precision })?;
+    let start = match (args.resume, args.overwrite) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Overwrite,
+        _ => Start::New,
+    };
+    let mut watch = Watch::new(printer);
+    let run = train_from(start, &model, &recipe, &mut |event: Event<'_>| watch.see(&event), &cancel);
+    drop(watch);
+    let run = run.map_err(|error| explain(error, &recipe))?;
+    show(&run, &recipe, began.elapsed().as_secs_f64(), printer)
+}
+
+/// The recipe that file and options give together.
+fn resolve(args: &TrainArgs) -> Outcome<Recipe> {
+    let base = match &args.recipe {
+        Some(path) => Some(path.clone()),
+        None => resumed_recipe(args)?,
+    };
+    let mut draft = match &base {
+        Some(path) => Draft::read(path)?,
+        None => Draft::default(),
+    };
+    if base.is_none() {
+        for (given, option) in [(args.model.is_some(), "--model"), (args.data.is_some(), "--data")] {
+            if !given {
+                return Err(Failure::usage(format_args!("no recipe, and no {option}"))
+                    .hint("steerkit train --model smollm2-135m --data pairs.csv, or steerkit train RECIPE.toml"));
+            }
+        }
+    }
+    set_options(&mut draft, args);
+    let own_folder = base.as_deref().is_some_and(names_a_folder);
+    match &args.out {
+        Some(out) => draft.set_text("out", &out.to_string_lossy()),
+        None if !own_folder => draft.set_text("out", &default_folder(args).to_string_lossy()),
+        None => {}
+    }
+    for setting in &args.set {
+        draft.set(&setting.key, &setting.value);
+    }
+    Ok(draft.resolve()?)
+}
+
+/// Of `--resume --out DIR` without anything else, the recipe that the folder holds.
+fn resumed_recipe(args: &TrainArgs) -> Outcome<Option<PathBuf>> {
+    let Some(out) = args.out.as_ref().filter(|_| args.resume && args.data.is_none()) else { return Ok(None) };
+    let path = out.join("recipe.toml");
+    match path.is_file() {
+        true => Ok(Some(path)),
+        false => Err(Failure::input(format_args!("{}: the folder holds no run to resume", out.display()))),
+    }
+}
+
+fn set_options(draft: &mut Draft, args: &TrainArgs) {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let texts = [
+        ("model", args.model.clone()),
+        ("data.train", args.data.as_deref().map(text)),
+        ("data.valid", args.valid.as_deref().map(text)),
+        ("data.test", args.test.as_deref().map(text)),
+        ("method", args.method.map(|m| m.name().to_owned())),
+        ("preset", args.preset.map(|p| p.name().to_owned())),
+        ("precision", args.precision.map(|p| p.name().to_owned())),
+        ("prompt.system", args.system.clone()),
+    ];
+    for (key, value) in texts {
+        if let Some(value) = value {
+            draft.set_text(key, &value);
+        }
+    }
+    let counts = [
+        ("data.limit", args.limit),
+        ("epochs", args.epochs),
+        ("steps", args.steps),
+        ("batch", args.batch),
+    ];
+    for (key, value) in counts {
+        if let Some(value) = value {
+            draft.set(key, &value.to_string());
+        }
+    }
+    match args.layer {
+        Some(LayerArg::Auto) => draft.set_text("layer", "auto"),
+        Some(LayerArg::Block(layer)) => draft.set("layer", &layer.to_string()),
+        None => {}
+    }
+    if let Some(seed) = args.seed {
+        draft.set("seed", &seed.to_string());
+    }
+    if let Some(multipliers) = &args.multipliers {
+        draft.set("eval.multipliers", &format!("{multipliers:?}"));
+    }
+    for (key, on) in [("data.dedup", args.dedup), ("data.strict", args.strict)] {
+        if on {
+            draft.set(key, "true");
+        }
+    }
+    if args.no_cache {
+        draft.set("cache.enabled", "false");
+    }
+}
+
+/// Whether a recipe file says where its run goes. A file that cannot be parsed is reported when it is resolved.
+fn names_a_folder(path: &Path) -> bool {
+    let text = fs_err::read_to_string(path).unwrap_or_default();
+    text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("out"))
+}
+
+/// `runs/` and the name of the recipe or the data; `train.jsonl` goes by its folder.
+fn default_folder(args: &TrainArgs) -> PathBuf {
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let source = args.recipe.as_deref().or(args.data.as_deref());
+    let name = source.and_then(|path| match stem(path) {
+        Some(name) if name == "train" => path.parent().and_then(stem).or(Some(name)),
+        name => name,
+    });
+    Path::new("runs").join(name.filter(|name| name != "..").unwrap_or_else(|| "vector".into()))
+}
+
+/// An error of a run, with what to type next.
+fn explain(error: SteerError, recipe: &Recipe) -> Failure {
+    let out = recipe.out.display();
+    let resume = format!("steerkit train --out {out} --resume");
+    let hint = match &error {
+        SteerError::Interrupted { .. } => Some(format!("resume with: {resume}")),
+        SteerError::RunExists { .. } => {
+            Some(format!("go on with it ({resume}), replace it (--overwrite), or choose another folder (--out)"))
+        }
+        _ => None,
+    };
+    match hint {
+        // The library's hint says the same without the options.
+        Some(hint) => Failure::new(error.kind(), &error).hint(hint),
+        None => error.into(),
+    }
+}
+
+fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
+    let vector = run.folder.join("vector.safetensors");
+    let peak_rss_mb = memory::peak_rss_mb();
+    printer.heading(format_args!("{} pairs of {}", run.eval.first().map_or(0, |p| p.n), run.split))?;
+    printer.line(eval_table(&run.eval))?;
+    printer.line("")?;
+    printer.line(format_args!(
+        "after block {}, {} steps on {} pairs, norm {} ({:.3} of the residual stream), {seconds:.1} s{}",
+        run.layer,
+        run.steps,
+        run.trained_pairs,
+        number(run.norm),
+        run.relative_dose,
+        peak_rss_mb.map_or(String::new(), |mb| format!(", peak memory {mb:.0} MB"))
+    ))?;
+    printer.line(format_args!("vector: {}", vector.display()))?;
+    let name = run.folder.strip_prefix("runs").unwrap_or(&run.folder);
+    printer.say(format_args!(
+        "next: steerkit generate --model {} --steer {} --multipliers -1,0,1 --prompt '...'",
+        recipe.model,
+        name.display()
+    ));
+    printer.result(&Trained {
+        vector: &vector,
+        layer: run.layer,
+        steps: run.steps,
+        seconds,
+        norm: run.norm,
+        relative_dose: run.relative_dose,
+        eval: run.eval.iter().map(Point::from).collect(),
+        peak_rss_mb,
+        split: &run.split,
+        trained_pairs: run.trained_pairs,
+    })
+}
+
+/// Margin and accuracy at each multiplier.
+pub(crate) fn eval_table(points: &[EvalPoint]) -> Table {
+    let mut table = Table::new(&["multiplier", "margin", "± s.e.", "accuracy", "chosen", "rejected"]);
+    for p in points {
+        table.row(&[
+            signed(p.multiplier),
+            format!("{:.2}", p.margin),
+            format!("{:.2}", p.margin_se),
+            format!("{:.0}%", 100.0 * p.accuracy),
+            format!("{:+.2}", p.chosen),
+            format!("{:+.2}", p.rejected),
+        ]);
+    }
+    table
+}

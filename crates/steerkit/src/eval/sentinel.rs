@@ -1,0 +1,29 @@
+//! A plan that should change a model's answers must change them.
+
+use steerkit_model::{Edit, Model, Run};
+
+use crate::{Result, SteerError, SteeringPlan};
+
+/// Tokens of the prompt that are enough to see an effect.
+const TOKENS: usize = 16;
+
+/// Reads the beginning of `prompt` with and without `edits` and compares the logits bit by bit.
+///
+/// # Errors
+/// [`SteerError::NoEffect`] when there are edits and no logit changes; those of the model.
+pub fn check_effect(model: &Model, plan: &SteeringPlan, edits: &[Edit], prompt: &[u32]) -> Result<()> {
+    let Some(first) = edits.first() else { return Ok(()) };
+    let tokens = &prompt[..prompt.len().min(TOKENS)];
+    let mut plain = model.new_sequence(Vec::new())?;
+    let mut steered = model.new_sequence(edits.to_vec())?;
+    let mut runs =
+        [Run { sequence: &mut plain, tokens }, Run { sequence: &mut steered, tokens }];
+    let mut logits = model.advance(&mut runs)?.into_iter();
+    let (plain, steered) = (logits.next().transpose()?, logits.next().transpose()?);
+    if plain != steered {
+        return Ok(());
+    }
+    let names = plan.entries().iter().filter(|entry| entry.multiplier != 0.0);
+    let names = names.map(|entry| format!("{:?} x {}", entry.vector.provenance.name, entry.multiplier));
+    Err(SteerError::NoEffect { layer: first.layer, names: names.collect() })
+}

@@ -1,0 +1,86 @@
+//! The default recipe on a real model and the authors' data, from the CSV file to the vector.
+//!
+//! Needs the reference files beside the checkout, and the model's GGUF named by `STEERKIT_SMOLLM2`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+
+mod common;
+
+use common::*;
+use std::{path::Path, sync::atomic::AtomicBool};
+use steerkit::{
+    recipe::Draft,
+    train::{Event, RunData, train},
+};
+use steerkit_model::{Model, OpenOptions};
+
+const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
+
+fn model() -> Option<Model> {
+    let path = std::env::var_os("STEERKIT_SMOLLM2").map(std::path::PathBuf::from);
+    match path.filter(|p| p.exists() && Path::new(SHARED).exists()) {
+        Some(path) => Some(Model::open(&path, &OpenOptions::default()).unwrap()),
+        None => {
+            println!("skipped: needs {SHARED} and STEERKIT_SMOLLM2");
+            None
+        }
+    }
+}
+
+fn draft(out: &Path) -> Draft {
+    let mut draft = Draft::default();
+    draft.set_text("model", "smollm2");
+    draft.set_text("out", out.to_str().unwrap());
+    draft.set_text("data.train", &format!("{SHARED}/data/bipo/power-seeking/train.csv"));
+    draft.set("cache.enabled", "false");
+    draft
+}
+
+/// The tokens that PyTorch's trainings used, from the same rows of the file.
+#[test]
+fn golden_tokens_of_the_training_pairs() {
+    let Some(model) = model() else { return };
+    let mut draft = draft(Path::new("unused"));
+    draft.set("data.holdout", "0");
+    let data = RunData::read(&model, &draft.resolve().unwrap(), &mut |_: Event<'_>| {}).unwrap();
+    let want = read_json(&Path::new(SHARED).join("goldens/smollm2/trajectory_pairs.json"));
+    for (row, want) in want.as_object().unwrap() {
+        let got = &data.train.pairs[row.parse::<usize>().unwrap()];
+        assert_eq!(got.prompt, ids(&want["prompt_ids"]), "row {row}");
+        assert_eq!(got.chosen, ids(&want["chosen_ids"]), "row {row}");
+        assert_eq!(got.rejected, ids(&want["rejected_ids"]), "row {row}");
+    }
+    println!("{} pairs agree", want.as_object().unwrap().len());
+}
+
+/// The norm budget at layer 15 separates held-out pairs on both sides, at exactly its dose.
+#[test]
+fn the_default_recipe_steers_both_ways() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut draft = draft(&folder.path().join("power"));
+    draft.set("layer", "15");
+    draft.set("data.holdout", "32");
+    let recipe = draft.resolve().unwrap();
+    let mut observer = |event: Event<'_>| match event {
+        Event::Step { record, .. } => println!(
+            "step {} loss {:.4} margin {:.3} |v| {:.3} {:.2} s",
+            record.step, record.loss, record.margin, record.norm, record.seconds
+        ),
+        Event::Note(note) => println!("{note}"),
+        _ => {}
+    };
+    let outcome = train(&model, &recipe, &mut observer, &AtomicBool::new(false)).unwrap();
+    for p in &outcome.eval {
+        println!(
+            "{:+}: margin {:.2} +- {:.2}, accuracy {:.2}",
+            p.multiplier, p.margin, p.margin_se, p.accuracy
+        );
+    }
+    println!("median residual norm {:.2}, norm {:.3}", outcome.residual_norm, outcome.norm);
+    assert!((outcome.relative_dose - 0.095).abs() < 1e-6);
+    assert!((outcome.residual_norm - 168.0).abs() < 5.0);
+    let [away, plain, toward] = &outcome.eval[..] else { panic!("three multipliers") };
+    assert!(away.margin < -4.0 * away.margin_se && toward.margin > 4.0 * toward.margin_se);
+    assert_eq!(plain.margin, 0.0);
+}
