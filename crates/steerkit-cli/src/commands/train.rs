@@ -56,7 +56,8 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
         recipe::Precision::F32 => Precision::F32,
         recipe::Precision::Bf16 => Precision::Bf16,
     };
-    let model = Model::open(&model::resolve(&recipe.model)?, &OpenOptions { precision })?;
+    let options = OpenOptions { precision, ..OpenOptions::default() };
+    let model = Model::open(&model::resolve(&recipe.model)?, &options)?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
