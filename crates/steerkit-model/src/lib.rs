@@ -10,6 +10,7 @@ pub mod chat;
 pub mod config;
 mod decoder;
 pub mod edit;
+mod engine;
 pub mod error;
 pub mod generate;
 pub mod gguf;
@@ -27,6 +28,9 @@ pub mod weights;
 pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
 pub use edit::{Edit, EditOp};
+#[cfg(feature = "device")]
+pub use engine::CandleDevice;
+pub use engine::DeviceChoice;
 pub use error::{ErrorKind, ModelError};
 pub use generate::{Batcher, Completion, Event, Finish, Limits, NewToken, Request, RequestId};
 pub use load::{Loaded, ModelIdentity, load};

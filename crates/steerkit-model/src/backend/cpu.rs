@@ -91,6 +91,7 @@ impl Backend for Cpu {
     type Matrix = Matrix;
     type Gain = Vec<f32>;
     type Angles = CpuAngles;
+    type Runs = Vec<Run>;
     type Cache = Cache;
 
     fn matrix(&self, matrix: &Matrix) -> Result<Matrix> {
@@ -107,6 +108,10 @@ impl Backend for Cpu {
             RopePairing::Adjacent => Pairing::Adjacent,
         };
         Ok(CpuAngles { angles, pairing })
+    }
+
+    fn runs(&self, runs: Vec<Run>) -> Result<Vec<Run>> {
+        Ok(runs)
     }
 
     fn upload(&self, data: &[f32], width: usize) -> Result<Tensor> {
@@ -183,13 +188,13 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn attention(&self, qkv: &Tensor, heads: Heads, runs: &[Run]) -> Result<Tensor> {
+    fn attention(&self, qkv: &Tensor, heads: Heads, runs: &Vec<Run>) -> Result<Tensor> {
         let mut out = self.tensor(qkv.rows(), heads.n * heads.h);
         attention::attention(heads, &qkv.data, runs, &mut out.data);
         Ok(out)
     }
 
-    fn attention_vjp(&self, qkv: &Tensor, heads: Heads, runs: &[Run], dout: &Tensor) -> Result<Tensor> {
+    fn attention_vjp(&self, qkv: &Tensor, heads: Heads, runs: &Vec<Run>, dout: &Tensor) -> Result<Tensor> {
         let mut dqkv = self.tensor(qkv.rows(), qkv.width);
         attention::attention_vjp(heads, &qkv.data, runs, &dout.data, &mut dqkv.data);
         Ok(dqkv)

@@ -297,7 +297,7 @@ impl Recipe {
             Precision::F32 => steerkit_model::Precision::F32,
             Precision::Bf16 => steerkit_model::Precision::Bf16,
         };
-        OpenOptions { precision }
+        OpenOptions { precision, ..OpenOptions::default() }
     }
 
     /// The recipe as TOML; [`Draft::parse`] reads it back to the same recipe.
