@@ -36,10 +36,10 @@ pub use generate::{Batcher, Completion, Event, Finish, Limits, NewToken, Request
 pub use load::{Loaded, ModelIdentity, load};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
-pub use steerkit_kernels::Precision;
-pub use steerkit_kernels::parallel::{set_threads, threads};
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling};
+pub use steerkit_kernels::Precision;
+pub use steerkit_kernels::parallel::{set_threads, threads};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.

@@ -287,7 +287,7 @@ pub struct CheckpointSettings {
 }
 
 fn default_micro_batch() -> usize {
-    4096
+    1024
 }
 
 impl Recipe {
