@@ -5,11 +5,23 @@
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
+use steerkit_model::DeviceChoice;
 
 /// The repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
+
+/// Every device that this build can use.
+pub const DEVICES: &[DeviceChoice] = &[
+    DeviceChoice::Cpu,
+    #[cfg(feature = "device")]
+    DeviceChoice::Candle(steerkit_model::CandleDevice::Cpu),
+    #[cfg(feature = "cuda")]
+    DeviceChoice::Candle(steerkit_model::CandleDevice::Cuda(0)),
+    #[cfg(feature = "metal")]
+    DeviceChoice::Candle(steerkit_model::CandleDevice::Metal(0)),
+];
 
 /// Golden folders in the layout of `tests/data/goldens`: the repository's, and every folder below each of
 /// `STEERKIT_EXTRA_GOLDENS` (colon-separated; a folder that holds a golden.json itself counts too).

@@ -21,6 +21,21 @@ impl Angles {
         let (sin, cos) = each.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
         Self { cos, sin, half }
     }
+
+    /// Angles per row: half the numbers of a head.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Cosines, `[t, h/2]`.
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Sines, `[t, h/2]`.
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
 }
 
 /// Which two numbers of a head turn together.

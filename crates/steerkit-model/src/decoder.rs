@@ -3,10 +3,11 @@
 
 use crate::backend::Backend;
 use crate::edit::{Edit, EditOp};
+use crate::engine::{CachedRun, Engine, KvCache, Vjp};
 use crate::weights::{LayerWeights, Weights};
 use crate::{DecoderConfig, Pack, Result};
 use std::ops::Range;
-use steerkit_kernels::attention::{Heads, Run};
+use steerkit_kernels::attention::Heads;
 use steerkit_kernels::rope::{Angles, Turn};
 
 /// Rows of the head computed at once when nothing is kept; bounds the memory for logits.
@@ -45,13 +46,12 @@ struct Saved<B: Backend> {
 
 /// How the rows of a pass see each other.
 struct Context<B: Backend> {
-    runs: Vec<Run>,
+    runs: B::Runs,
     angles: B::Angles,
 }
 
-/// Log-probabilities with everything their VJP needs.
-pub(crate) struct Kept<B: Backend> {
-    pub(crate) logps: Vec<f32>,
+/// What the VJP of log-probabilities needs.
+struct Kept<B: Backend> {
     context: Context<B>,
     saved: Vec<Saved<B>>,
     head_input: B::Tensor,
@@ -60,26 +60,6 @@ pub(crate) struct Kept<B: Backend> {
     rows: Vec<usize>,
     targets: Vec<u32>,
     t: usize,
-}
-
-/// Keys and values of one text at every block.
-pub(crate) struct KvCache<B: Backend> {
-    layers: Vec<B::Cache>,
-    len: usize,
-}
-
-impl<B: Backend> KvCache<B> {
-    /// Tokens held.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-}
-
-/// New tokens of one text.
-pub(crate) struct CachedRun<'a, B: Backend> {
-    pub(crate) cache: &'a mut KvCache<B>,
-    pub(crate) edits: &'a [Edit],
-    pub(crate) tokens: &'a [u32],
 }
 
 impl<B: Backend> Decoder<B> {
@@ -106,37 +86,35 @@ impl<B: Backend> Decoder<B> {
             backend,
         })
     }
+}
 
-    pub(crate) fn config(&self) -> &DecoderConfig {
+impl<B: Backend> Engine for Decoder<B> {
+    fn config(&self) -> &DecoderConfig {
         &self.config
     }
 
-    /// The residual stream after block `layer`, `[t, d]`.
-    pub(crate) fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
+    fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
         self.blocks(0..layer + 1, &mut x, &context, None)?;
         self.backend.download(&x)
     }
 
-    /// Log-probabilities of the pack's scored tokens, from its tokens up.
-    pub(crate) fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
+    fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
         self.blocks(0..self.layers.len(), &mut x, &context, None)?;
         self.head_log_probs(&x, pack)
     }
 
-    /// Log-probabilities of the pack's scored tokens when the residual stream after block `layer` is `h_td`.
-    pub(crate) fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>> {
+    fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.upload(h_td, self.config.d_model)?;
         self.blocks(layer + 1..self.layers.len(), &mut x, &context, None)?;
         self.head_log_probs(&x, pack)
     }
 
-    /// [`Self::score_from`], keeping what [`Self::vjp`] needs.
-    pub(crate) fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Kept<B>> {
+    fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)> {
         let b = &self.backend;
         let context = self.context(pack)?;
         let mut x = b.upload(h_td, self.config.d_model)?;
@@ -147,27 +125,11 @@ impl<B: Backend> Decoder<B> {
         let (normed, head_rstd) = b.rms_norm(&head_input, &self.final_norm, self.config.norm_eps)?;
         let logits = b.linear(&normed, &self.head)?;
         let logps = b.log_probs(&logits, &targets)?;
-        Ok(Kept { logps, context, saved, head_input, head_rstd, logits, rows, targets, t: pack.len() })
+        let kept = Kept { context, saved, head_input, head_rstd, logits, rows, targets, t: pack.len() };
+        Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
     }
 
-    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
-    pub(crate) fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
-        let b = &self.backend;
-        let dlogits = b.log_probs_vjp(kept.logits, &kept.targets, coef)?;
-        let dnormed = b.linear_vjp(&dlogits, &self.head)?;
-        drop(dlogits);
-        let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
-        b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
-        let mut dx = b.select_vjp(&dinput, &kept.rows, kept.t)?;
-        for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
-            self.block_vjp(layer, saved, &kept.context, &mut dx)?;
-        }
-        b.download(&dx)
-    }
-
-    /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
-    /// each text's last token, `[runs, v]`.
-    pub(crate) fn advance(&self, runs: &mut [CachedRun<'_, B>]) -> Result<Vec<f32>> {
+    fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>> {
         let b = &self.backend;
         let tokens: Vec<u32> = runs.iter().flat_map(|r| r.tokens).copied().collect();
         let positions: Vec<usize> =
@@ -182,7 +144,7 @@ impl<B: Backend> Decoder<B> {
         let mut x = b.embed(&self.embed, &tokens)?;
         for (l, layer) in self.layers.iter().enumerate() {
             let mut texts: Vec<_> =
-                rows.iter().cloned().zip(runs.iter_mut().map(|r| &mut r.cache.layers[l])).collect();
+                rows.iter().cloned().zip(runs.iter_mut().map(|r| &mut r.cache.layers::<B>()[l])).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, self.heads, &mut texts);
             self.block(layer, &mut x, &angles, false, attend)?;
             for (run, rows) in runs.iter().zip(&rows) {
@@ -197,13 +159,33 @@ impl<B: Backend> Decoder<B> {
         b.download(&b.linear(&normed, &self.head)?)
     }
 
-    pub(crate) fn new_cache(&self) -> KvCache<B> {
-        KvCache { layers: self.layers.iter().map(|_| self.backend.new_cache()).collect(), len: 0 }
+    fn new_cache(&self) -> KvCache {
+        KvCache::new::<B>(self.layers.iter().map(|_| self.backend.new_cache()).collect())
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
+    fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
+        let b = &self.backend;
+        let dlogits = b.log_probs_vjp(kept.logits, &kept.targets, coef)?;
+        let dnormed = b.linear_vjp(&dlogits, &self.head)?;
+        drop(dlogits);
+        let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
+        b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
+        let mut dx = b.select_vjp(&dinput, &kept.rows, kept.t)?;
+        for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
+            self.block_vjp(layer, saved, &kept.context, &mut dx)?;
+        }
+        b.download(&dx)
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {
         let angles = Angles::new(&pack.positions(), &self.frequencies);
-        Ok(Context { runs: pack.runs(), angles: self.backend.angles(angles, &self.config.rope)? })
+        Ok(Context {
+            runs: self.backend.runs(pack.runs())?,
+            angles: self.backend.angles(angles, &self.config.rope)?,
+        })
     }
 
     fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, edits: &[Edit], layer: usize) -> Result<()> {

@@ -133,6 +133,10 @@ pub enum ModelError {
         d_model: usize,
     },
 
+    /// A device that cannot be opened, or that failed at an operation.
+    #[error("device: {0}")]
+    Device(String),
+
     /// The tokeniser cannot encode a text.
     #[error("the tokeniser failed: {0}")]
     Tokenize(String),
@@ -220,6 +224,9 @@ impl ModelError {
             Self::NoTokenizer { .. } => {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }
+            Self::Device(_) => Some(
+                "run on the CPU; a GPU needs a build with --features cuda or --features metal".to_owned(),
+            ),
             _ => None,
         }
     }
@@ -229,7 +236,7 @@ impl ModelError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::UnknownModel { .. } | Self::OutOfRange { .. } => ErrorKind::Usage,
-            Self::Fetch { .. } | Self::QueueFull { .. } => ErrorKind::Failed,
+            Self::Fetch { .. } | Self::QueueFull { .. } | Self::Device(_) => ErrorKind::Failed,
             Self::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::BadInput,
         }

@@ -10,6 +10,7 @@ pub mod chat;
 pub mod config;
 mod decoder;
 pub mod edit;
+mod engine;
 pub mod error;
 pub mod generate;
 pub mod gguf;
@@ -27,15 +28,18 @@ pub mod weights;
 pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
 pub use edit::{Edit, EditOp};
+#[cfg(feature = "device")]
+pub use engine::CandleDevice;
+pub use engine::DeviceChoice;
 pub use error::{ErrorKind, ModelError};
 pub use generate::{Batcher, Completion, Event, Finish, Limits, NewToken, Request, RequestId};
 pub use load::{Loaded, ModelIdentity, load};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
-pub use steerkit_kernels::Precision;
-pub use steerkit_kernels::parallel::{set_threads, threads};
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling};
+pub use steerkit_kernels::Precision;
+pub use steerkit_kernels::parallel::{set_threads, threads};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.

@@ -1,9 +1,8 @@
 //! A model on the machine it runs on: the one type that everything above the decoder uses.
 
-use crate::backend::cpu::Cpu;
 use crate::chat::ChatTemplate;
-use crate::decoder::{CachedRun, Decoder, KvCache};
 use crate::edit::{Edit, EditOp};
+use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -16,11 +15,13 @@ use steerkit_kernels::{Matrix, Precision};
 pub struct OpenOptions {
     /// Numeric mode of the large matrix products.
     pub precision: Precision,
+    /// Where the decoder runs.
+    pub device: DeviceChoice,
 }
 
 /// A frozen language model. Shared freely between threads; every method takes `&self`.
 pub struct Model {
-    decoder: Decoder<Cpu>,
+    decoder: Box<dyn Engine>,
     weights: Weights,
     tokenizer: Option<Tokenizer>,
     /// A template that cannot be read is an error of those who want to use it.
@@ -42,8 +43,6 @@ pub struct Scores<'m> {
     logps: Vec<f32>,
     vjp: Option<Box<Vjp<'m>>>,
 }
-
-type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
 
 impl Scores<'_> {
     /// Log-probability of each scored token, in the pack's order, in nats.
@@ -67,14 +66,14 @@ impl Scores<'_> {
 
 /// One text being read and continued: its key/value cache and its edits.
 pub struct Sequence {
-    cache: KvCache<Cpu>,
+    cache: KvCache,
     edits: Vec<Edit>,
 }
 
 impl Sequence {
     /// Tokens read so far.
     pub fn len(&self) -> usize {
-        self.cache.len()
+        self.cache.len
     }
 
     /// Nothing read yet.
@@ -103,7 +102,7 @@ impl Model {
         let text = |id: Option<u32>| tokenizer.as_ref().zip(id).and_then(|(t, id)| t.token_text(id));
         let [bos, eos] = tokenizer.as_ref().map_or([None; 2], |t| [t.bos(), t.eos()]).map(text);
         let chat_template = chat_template.map(|s| ChatTemplate::new(s, bos.as_deref(), eos.as_deref()));
-        let decoder = Decoder::new(Cpu::new(options.precision), config, &weights)?;
+        let decoder = engine::open(options, config, &weights)?;
         Ok(Self { decoder, weights, tokenizer, chat_template, identity })
     }
 
@@ -168,9 +167,8 @@ impl Model {
         let scores = match keep {
             Keep::Nothing => Scores { logps: self.decoder.score_from(layer, h_td, pack)?, vjp: None },
             Keep::ForVjp => {
-                let mut kept = self.decoder.score_from_kept(layer, h_td, pack)?;
-                let logps = std::mem::take(&mut kept.logps);
-                Scores { logps, vjp: Some(Box::new(move |coef| self.decoder.vjp(layer, kept, coef))) }
+                let (logps, vjp) = self.decoder.score_from_kept(layer, h_td, pack)?;
+                Scores { logps, vjp: Some(vjp) }
             }
         };
         self.check_finite("log-probabilities", &scores.logps)?;
@@ -192,14 +190,18 @@ impl Model {
     }
 
     /// Reads new tokens of several sequences in one batch and gives, for each, the logits after its last token, or
-    /// what is wrong with them: one sequence whose numbers overflow does not spoil the others. A sequence's logits
-    /// do not depend on the others, nor on how its tokens are split over calls.
+    /// what is wrong with them: one sequence whose numbers overflow does not spoil the others. On the CPU
+    /// a sequence's logits do not depend on the others, nor on how its tokens are split over calls; on a device of
+    /// the tensor library only up to rounding.
     ///
     /// # Shapes
     /// Returns `[v]` for each run.
     ///
     /// # Errors
     /// Tokens outside the vocabulary or beyond the context, before anything is read.
+    ///
+    /// # Panics
+    /// When a run has no tokens, or its sequence was made by a model on another kind of device.
     pub fn advance(&self, runs: &mut [Run<'_>]) -> Result<Vec<Result<Vec<f32>>>> {
         for run in runs.iter() {
             assert!(!run.tokens.is_empty(), "a run has at least one token");

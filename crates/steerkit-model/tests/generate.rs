@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
-use steerkit_kernels::{Matrix, Precision};
+use steerkit_kernels::Matrix;
 use steerkit_model::config::{Rope, RopePairing, RopeScaling};
 use steerkit_model::weights::{LayerWeights, Weights};
 use steerkit_model::{
@@ -108,7 +108,7 @@ fn random_model(tokenizer: Option<Tokenizer>, spoil: impl FnOnce(&mut [f32])) ->
         template_sha256: None,
     };
     let loaded = Loaded { config, weights, tokenizer, chat_template: None, identity };
-    Model::new(loaded, &OpenOptions { precision: Precision::F32 }).unwrap()
+    Model::new(loaded, &OpenOptions::default()).unwrap()
 }
 
 fn model() -> &'static Model {

@@ -7,27 +7,29 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
-use steerkit_model::{Edit, EditOp, Keep, Model, OpenOptions, Pack, Run};
-use support::{Golden, golden_folders, max_diff};
+use steerkit_model::{DeviceChoice, Edit, EditOp, Keep, Model, OpenOptions, Pack, Run};
+use support::{DEVICES, Golden, golden_folders, max_diff};
 
 const LOGITS: f64 = 2e-4;
 const GRADIENT: f64 = 1e-5;
 
 struct Case {
     name: String,
+    device: DeviceChoice,
     model: Model,
     golden: Golden,
     json: serde_json::Value,
     layer: usize,
 }
 
-fn case(folder: &Path) -> Case {
-    let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-    let model = Model::open(folder, &OpenOptions::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+fn case(folder: &Path, device: DeviceChoice) -> Case {
+    let name = format!("{} on {device:?}", folder.file_name().unwrap().to_string_lossy());
+    let model = Model::open(folder, &OpenOptions { device, ..OpenOptions::default() })
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
     let json = std::fs::read_to_string(folder.join("golden.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let layer = json["layer"].as_u64().unwrap() as usize;
-    Case { name, model, golden: Golden::open(&folder.join("golden.safetensors")), json, layer }
+    Case { name, device, model, golden: Golden::open(&folder.join("golden.safetensors")), json, layer }
 }
 
 impl Case {
@@ -66,12 +68,13 @@ impl Case {
             assert!(diff < LOGITS, "{}: {tensor} differ by {diff:e}", self.name);
             let mut whole = self.model.new_sequence(edits).unwrap();
             let last = self.model.advance(&mut [Run { sequence: &mut whole, tokens: &ids }]).unwrap();
-            assert_eq!(
-                last[0].as_ref().unwrap(),
-                logits.last().unwrap(),
-                "{}: cached and whole differ",
-                self.name
-            );
+            let (whole, cached) = (last[0].as_ref().unwrap(), logits.last().unwrap());
+            if self.device == DeviceChoice::Cpu {
+                assert_eq!(whole, cached, "{}: cached and whole differ", self.name);
+            } else {
+                let cached: Vec<f64> = cached.iter().map(|&x| x.into()).collect();
+                assert!(max_diff(whole, &cached) < LOGITS, "{}: cached and whole differ", self.name);
+            }
         }
     }
 
@@ -121,10 +124,12 @@ impl Case {
 fn golden_logits_and_gradients() {
     let folders = golden_folders();
     for folder in &folders {
-        let case = case(folder);
-        case.hidden_states();
-        case.logits();
-        case.gradients();
+        for &device in DEVICES {
+            let case = case(folder, device);
+            case.hidden_states();
+            case.logits();
+            case.gradients();
+        }
     }
     println!("{} golden folders", folders.len());
     assert!(folders.len() >= 2);

@@ -13,7 +13,7 @@ use steerkit_model::gguf::Gguf;
 use steerkit_model::{
     Completion, Edit, EditOp, Model, OpenOptions, Request, Run, Sampler, Sampling, Sequence,
 };
-use support::{Golden, golden_folders};
+use support::{DEVICES, Golden, golden_folders};
 
 /// Steps at which the two best logits are closer than this decide nothing.
 const MARGIN: f64 = 1e-3;
@@ -52,9 +52,10 @@ fn assert_same(name: &str, found: &[u32], expected: &[u32], margins: &[f64]) -> 
 #[test]
 fn golden_tiny_models_continue_as_in_pytorch() {
     let folders = golden_folders();
-    for folder in &folders {
-        let name = folder.file_name().unwrap().to_string_lossy();
-        let model = Model::open(folder, &OpenOptions::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for (folder, &device) in folders.iter().flat_map(|f| DEVICES.iter().map(move |d| (f, d))) {
+        let name = format!("{} on {device:?}", folder.file_name().unwrap().to_string_lossy());
+        let options = OpenOptions { device, ..OpenOptions::default() };
+        let model = Model::open(folder, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
         let golden = Golden::open(&folder.join("golden.safetensors"));
         let json = json(&folder.join("golden.json"));
         let (v, layer) = (golden.f32("v"), json["layer"].as_u64().unwrap() as usize);

@@ -5,18 +5,26 @@
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 
-use steerkit_model::{Keep, Model, OpenOptions, Pack};
-use support::{Golden, max_diff};
+use std::path::Path;
+use steerkit_model::{DeviceChoice, Keep, Model, OpenOptions, Pack};
+use support::{DEVICES, Golden, max_diff};
 
 #[test]
 fn golden_forward_and_gradient() {
     const NAME: &str = "golden_forward_and_gradient";
     let Some(tensors) = support::shared(NAME, "goldens/smollm2/forward.safetensors") else { return };
     let Some(path) = support::smollm2(NAME) else { return };
+    for &device in DEVICES {
+        println!("{device:?}");
+        forward_and_gradient(&tensors, &path, device);
+    }
+}
+
+fn forward_and_gradient(tensors: &Path, path: &Path, device: DeviceChoice) {
     let json = std::fs::read_to_string(tensors.with_extension("json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let golden = Golden::open(&tensors);
-    let model = Model::open(&path, &OpenOptions::default()).unwrap();
+    let golden = Golden::open(tensors);
+    let model = Model::open(path, &OpenOptions { device, ..OpenOptions::default() }).unwrap();
     let (d, layer) = (model.config().d_model, json["layer"].as_u64().unwrap() as usize);
 
     let mut text = Pack::default();

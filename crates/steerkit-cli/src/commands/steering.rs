@@ -15,7 +15,7 @@ use crate::output::Printer;
 
 /// Opens the model that the options name.
 pub(crate) fn open(args: &ModelArgs) -> Outcome<Model> {
-    let options = OpenOptions { precision: args.precision.into() };
+    let options = OpenOptions { precision: args.precision.into(), ..OpenOptions::default() };
     Ok(Model::open(&model::resolve(&args.model)?, &options)?)
 }
 

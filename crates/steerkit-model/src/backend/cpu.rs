@@ -4,7 +4,7 @@ use super::Backend;
 use crate::Result;
 use crate::config::{Rope, RopePairing};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use steerkit_kernels::attention::{self, CachedText, Heads, Run};
 use steerkit_kernels::rope::{Angles, Pairing, Turn};
 use steerkit_kernels::{Matrix, Precision, gemm, logprob, mlp, norm, rope, rows};
@@ -29,29 +29,60 @@ impl Cpu {
 /// Freed buffers, kept for the next tensor of about the same size: a training step in its steady state
 /// allocates nothing, so the kernel has no pages to map.
 #[derive(Default)]
-struct Pool(Mutex<Vec<Vec<f32>>>);
+struct Pool(Mutex<Free>);
+
+#[derive(Default)]
+struct Free {
+    /// Oldest first.
+    buffers: Vec<Vec<f32>>,
+    /// Numbers in `buffers`.
+    held: usize,
+    /// Numbers in use, and the most there ever were.
+    live: usize,
+    peak: usize,
+}
+
+impl Free {
+    /// Lets the oldest buffers go while more memory is held than a quarter above the peak of use: batches differ a
+    /// little in size, and buffers that no longer fit anything would pile up.
+    fn trim(&mut self) {
+        let bound = self.peak + self.peak / 4;
+        let mut drop_first = 0;
+        while self.live + self.held > bound && drop_first < self.buffers.len() {
+            self.held -= self.buffers[drop_first].capacity();
+            drop_first += 1;
+        }
+        self.buffers.drain(..drop_first);
+    }
+}
 
 impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self, len: usize) -> Vec<f32> {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |b: &Vec<f32>| b.capacity() >= len && b.capacity() <= 2 * len.max(1024);
-        let best = (0..free.len()).filter(|&i| fits(&free[i])).min_by_key(|&i| free[i].capacity());
-        let mut buffer = match best {
-            Some(i) => free.swap_remove(i),
-            None => Vec::with_capacity(len),
-        };
+        let mut free = self.lock();
+        let fits = |b: &Vec<f32>| b.capacity() >= len && b.capacity() <= len.max(1024) / 4 * 5;
+        let fitting = (0..free.buffers.len()).filter(|&i| fits(&free.buffers[i]));
+        let best = fitting.min_by_key(|&i| free.buffers[i].capacity());
+        let mut buffer = best.map_or_else(Vec::new, |i| free.buffers.remove(i));
+        free.held -= buffer.capacity();
+        free.live += buffer.capacity().max(len);
+        free.peak = free.peak.max(free.live);
+        free.trim();
         drop(free);
+        buffer.reserve_exact(len.saturating_sub(buffer.len()));
         buffer.resize(len, 0.0);
         buffer
     }
 
     fn give(&self, buffer: Vec<f32>) {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        free.push(buffer);
-        // Sizes vary a little from batch to batch; what no longer fits anything leaves oldest first.
-        if free.len() > 256 {
-            free.remove(0);
-        }
+        let mut free = self.lock();
+        free.live = free.live.saturating_sub(buffer.capacity());
+        free.held += buffer.capacity();
+        free.buffers.push(buffer);
+        free.trim();
     }
 }
 
@@ -91,6 +122,7 @@ impl Backend for Cpu {
     type Matrix = Matrix;
     type Gain = Vec<f32>;
     type Angles = CpuAngles;
+    type Runs = Vec<Run>;
     type Cache = Cache;
 
     fn matrix(&self, matrix: &Matrix) -> Result<Matrix> {
@@ -107,6 +139,10 @@ impl Backend for Cpu {
             RopePairing::Adjacent => Pairing::Adjacent,
         };
         Ok(CpuAngles { angles, pairing })
+    }
+
+    fn runs(&self, runs: Vec<Run>) -> Result<Vec<Run>> {
+        Ok(runs)
     }
 
     fn upload(&self, data: &[f32], width: usize) -> Result<Tensor> {
@@ -183,13 +219,13 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn attention(&self, qkv: &Tensor, heads: Heads, runs: &[Run]) -> Result<Tensor> {
+    fn attention(&self, qkv: &Tensor, heads: Heads, runs: &Vec<Run>) -> Result<Tensor> {
         let mut out = self.tensor(qkv.rows(), heads.n * heads.h);
         attention::attention(heads, &qkv.data, runs, &mut out.data);
         Ok(out)
     }
 
-    fn attention_vjp(&self, qkv: &Tensor, heads: Heads, runs: &[Run], dout: &Tensor) -> Result<Tensor> {
+    fn attention_vjp(&self, qkv: &Tensor, heads: Heads, runs: &Vec<Run>, dout: &Tensor) -> Result<Tensor> {
         let mut dqkv = self.tensor(qkv.rows(), qkv.width);
         attention::attention_vjp(heads, &qkv.data, runs, &dout.data, &mut dqkv.data);
         Ok(dqkv)

@@ -1,8 +1,14 @@
 //! The operations a decoder is made of, each beside its vector-Jacobian product.
 //!
-//! [`crate::decoder`] is written once over [`Backend`]. [`cpu::Cpu`] runs it on our own kernels.
+//! [`crate::decoder`] is written once over [`Backend`]. [`cpu::Cpu`] runs it on our own kernels,
+//! `device::Device` (feature `device`) as tensor expressions on a GPU or, for tests, on the CPU.
 
 pub(crate) mod cpu;
+#[cfg(feature = "device")]
+pub(crate) mod device;
+#[cfg(test)]
+#[cfg(feature = "device")]
+mod tests;
 
 use crate::Result;
 use crate::config::Rope;
@@ -23,12 +29,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
     type Gain: Send + Sync;
     /// Cosines and sines per row.
     type Angles;
+    /// Which rows see which in a packed batch.
+    type Runs;
     /// Keys and values of one text at one block.
-    type Cache: Send;
+    type Cache: Send + Sync + 'static;
 
     fn matrix(&self, matrix: &Matrix) -> Result<Self::Matrix>;
     fn gain(&self, gain: &[f32]) -> Result<Self::Gain>;
     fn angles(&self, angles: Angles, rope: &Rope) -> Result<Self::Angles>;
+    fn runs(&self, runs: Vec<Run>) -> Result<Self::Runs>;
     fn upload(&self, data: &[f32], width: usize) -> Result<Self::Tensor>;
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
@@ -61,12 +70,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Turns queries and keys of `q | k | v`; its VJP turns back.
     fn rope(&self, qkv: &mut Self::Tensor, heads: Heads, angles: &Self::Angles, turn: Turn) -> Result<()>;
 
-    fn attention(&self, qkv: &Self::Tensor, heads: Heads, runs: &[Run]) -> Result<Self::Tensor>;
+    fn attention(&self, qkv: &Self::Tensor, heads: Heads, runs: &Self::Runs) -> Result<Self::Tensor>;
     fn attention_vjp(
         &self,
         qkv: &Self::Tensor,
         heads: Heads,
-        runs: &[Run],
+        runs: &Self::Runs,
         dout: &Self::Tensor,
     ) -> Result<Self::Tensor>;
 

@@ -6,7 +6,7 @@ use super::support::{self, ids, shared, shared_json};
 use steerkit_model::tokenizer::{GgufVocab, Specials, Tokenizer};
 use steerkit_model::{ChatTemplate, LeadingSpace, Message, Prompting};
 
-fn smollm2("a test of the tokeniser and prompts") -> Option<&'static (Tokenizer, ChatTemplate)> {
+fn smollm2() -> Option<&'static (Tokenizer, ChatTemplate)> {
     static MODEL: OnceLock<Option<(Tokenizer, ChatTemplate)>> = OnceLock::new();
     let read = || {
         let gguf = support::smollm2("a test of the tokeniser and prompts")?;
@@ -56,7 +56,7 @@ fn parse_csv(text: &str) -> Vec<Vec<String>> {
 
 #[test]
 fn golden_pairs_equal_transformers() {
-    let (Some((tokenizer, template)), Some(rows)) = (smollm2("a test of the tokeniser and prompts"), rows()) else { return };
+    let (Some((tokenizer, template)), Some(rows)) = (smollm2(), rows()) else { return };
     let Some(golden) = shared_json("goldens/smollm2/trajectory_pairs.json") else { return };
     let prompting = Prompting::new(tokenizer, Some(template));
     let golden = golden.as_object().unwrap();
@@ -74,7 +74,7 @@ fn golden_pairs_equal_transformers() {
 /// The ids that the authors' trainer made, with their hard-coded space before the response.
 #[test]
 fn golden_pairs_equal_the_official_run() {
-    let (Some((tokenizer, template)), Some(rows)) = (smollm2("a test of the tokeniser and prompts"), rows()) else { return };
+    let (Some((tokenizer, template)), Some(rows)) = (smollm2(), rows()) else { return };
     let Some(golden) = shared_json("goldens/official_run/official.json") else { return };
     let prompting =
         Prompting { leading_space: LeadingSpace::Always, ..Prompting::new(tokenizer, Some(template)) };
@@ -98,7 +98,7 @@ fn golden_pairs_equal_the_official_run() {
 
 #[test]
 fn golden_prompts_equal_transformers_and_llama_cpp() {
-    let Some((tokenizer, template)) = smollm2("a test of the tokeniser and prompts") else { return };
+    let Some((tokenizer, template)) = smollm2() else { return };
     if let Some(greedy) = shared_json("goldens/smollm2/greedy.json") {
         let prompting = Prompting::new(tokenizer, Some(template));
         for item in greedy["items"].as_array().unwrap() {
@@ -128,7 +128,7 @@ fn golden_prompts_equal_transformers_and_llama_cpp() {
 /// Fault 32.
 #[test]
 fn control_tokens_in_questions_and_answers_stay_text() {
-    let Some((tokenizer, template)) = smollm2("a test of the tokeniser and prompts") else { return };
+    let Some((tokenizer, template)) = smollm2() else { return };
     let prompting = Prompting::new(tokenizer, Some(template));
     let plain = prompting.prompt("Say it.").unwrap();
     let control = |ids: &[u32]| ids.iter().filter(|&&id| id < 17).count();

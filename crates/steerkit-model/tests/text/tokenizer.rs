@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use steerkit_model::ModelError;
 use steerkit_model::tokenizer::{GgufVocab, Specials, Tokenizer};
 
-fn smollm2("a test of the tokeniser and prompts") -> Option<&'static Tokenizer> {
+fn smollm2() -> Option<&'static Tokenizer> {
     static TOKENIZER: OnceLock<Option<Tokenizer>> = OnceLock::new();
     let read = || Tokenizer::from_gguf(&support::smollm2("a test of the tokeniser and prompts")?).unwrap();
     TOKENIZER.get_or_init(read).as_ref()
@@ -42,7 +42,7 @@ fn small(merges: &[&str]) -> GgufVocab {
 
 #[test]
 fn golden_ids_equal_the_hugging_face_tokeniser() {
-    let Some(tokenizer) = smollm2("a test of the tokeniser and prompts") else { return };
+    let Some(tokenizer) = smollm2() else { return };
     let cases: serde_json::Value = serde_json::from_str(include_str!("../data/smollm2_tokens.json")).unwrap();
     let cases = cases.as_array().unwrap();
     assert!(cases.len() > 250);
@@ -61,7 +61,7 @@ fn golden_ids_equal_the_hugging_face_tokeniser() {
 
 #[test]
 fn smollm2_knows_its_own_tokens() {
-    let Some(tokenizer) = smollm2("a test of the tokeniser and prompts") else { return };
+    let Some(tokenizer) = smollm2() else { return };
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.add_bos()), (Some(1), Some(2), false));
     assert_eq!(tokenizer.vocab_size(), 49152);
     assert!([0, 2].into_iter().all(|id| tokenizer.is_end(id)));
@@ -178,7 +178,7 @@ fn long_texts_are_encoded_in_reasonable_time() {
 
 /// SmolLM2 has no tokens for some bytes (control characters); like the reference it drops them.
 fn spelt_by_smollm2(text: &str) -> bool {
-    smollm2("a test of the tokeniser and prompts").is_none_or(|t| {
+    smollm2().is_none_or(|t| {
         text.chars().all(|c| t.decode(&t.encode(&c.to_string(), Specials::AsText).unwrap()) == c.to_string())
     })
 }
@@ -193,7 +193,7 @@ proptest! {
 
     #[test]
     fn decoding_undoes_encoding_with_smollm2(text in "[\\PC \n\t]{0,60}", parse in any::<bool>()) {
-        if let Some(tokenizer) = smollm2("a test of the tokeniser and prompts") {
+        if let Some(tokenizer) = smollm2() {
             prop_assume!(spelt_by_smollm2(&text));
             let specials = if parse { Specials::Parse } else { Specials::AsText };
             prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text, specials).unwrap()), text);

@@ -287,7 +287,7 @@ pub struct CheckpointSettings {
 }
 
 fn default_micro_batch() -> usize {
-    4096
+    1024
 }
 
 impl Recipe {
@@ -297,7 +297,7 @@ impl Recipe {
             Precision::F32 => steerkit_model::Precision::F32,
             Precision::Bf16 => steerkit_model::Precision::Bf16,
         };
-        OpenOptions { precision }
+        OpenOptions { precision, ..OpenOptions::default() }
     }
 
     /// The recipe as TOML; [`Draft::parse`] reads it back to the same recipe.
@@ -339,8 +339,12 @@ impl Recipe {
             return fault("steps", "expected either `epochs` or `steps`".into());
         }
         let counts = [("batch", Some(self.batch)), ("epochs", self.epochs), ("steps", self.steps)];
-        for (key, n) in counts.into_iter().chain([("micro_batch_rows", Some(self.micro_batch_rows))]) {
+        for (key, n) in counts
+            .into_iter()
+            .chain([("micro_batch_rows", Some(self.micro_batch_rows)), ("eval.limit", self.eval.limit)])
+        {
             if n == Some(0) {
+                let key = key.rsplit('.').next().unwrap_or(key);
                 return fault(key, "found 0, expected at least 1".into());
             }
         }

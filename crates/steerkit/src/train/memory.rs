@@ -1,35 +1,44 @@
 //! How much memory a run will take, before it takes it.
 
+use super::pass::micro_batches;
 use crate::{Result, SteerError};
 use steerkit_model::DecoderConfig;
 
 /// What decides the memory of a run, beside the model that is already loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Footprint<'a> {
     pub(crate) config: &'a DecoderConfig,
     pub(crate) layer: usize,
     /// Bytes of cached rows kept in memory.
     pub(crate) cached: u64,
-    /// Rows of the longest pair, and of all pairs.
-    pub(crate) longest_pair: usize,
-    pub(crate) all_rows: usize,
-    /// Scored tokens per row, on average.
-    pub(crate) scored_share: f64,
+    /// Packed rows and scored tokens of each pair, by step.
+    pub(crate) steps: Vec<Vec<(usize, usize)>>,
 }
 
 impl Footprint<'_> {
-    /// Bytes that training takes at its peak with micro-batches of `rows` rows: the cache and one pass with
-    /// its gradient.
+    /// Bytes that training takes at its peak with micro-batches of `rows` rows: the cache and the largest pass
+    /// with its gradient.
     pub(crate) fn bytes(&self, rows: usize) -> u64 {
+        let passes = self.steps.iter().flat_map(|pairs| {
+            let runs = micro_batches(pairs.iter().map(|p| p.0), rows);
+            runs.into_iter().map(|run| {
+                let sum = |f: fn(&(usize, usize)) -> usize| pairs[run.clone()].iter().map(f).sum::<usize>();
+                self.pass_bytes(sum(|p| p.0), sum(|p| p.1))
+            })
+        });
+        self.cached + passes.max().unwrap_or(0)
+    }
+
+    /// Bytes of one pass with its gradient.
+    fn pass_bytes(&self, rows: usize, scored: usize) -> u64 {
         let c = self.config;
-        let rows = rows.max(self.longest_pair).min(self.all_rows) as u64;
         let qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
         let saved = 2 * c.d_model + qkv + 2 * c.d_ff + 2;
         let blocks = c.n_layers - 1 - self.layer;
         // Beside what blocks keep: the edited rows, the stream and its gradient, and one block's working set.
         let working = 6 * c.d_model + 2 * qkv + 5 * c.d_ff;
-        let logits = (rows as f64 * self.scored_share) as u64 * c.vocab as u64;
-        self.cached + 4 * (rows * (blocks * saved + working) as u64 + logits)
+        let head = c.vocab + 4 * c.d_model;
+        4 * (rows * (blocks * saved + working) + scored * head) as u64
     }
 
     /// Refuses a run that does not fit into `available` bytes.
@@ -39,9 +48,10 @@ impl Footprint<'_> {
     pub(crate) fn check(&self, rows: usize, available: Option<u64>) -> Result<()> {
         let needed = self.bytes(rows);
         let Some(available) = available.filter(|&a| a < needed) else { return Ok(()) };
-        let mut fitting = rows.min(self.all_rows);
-        while fitting > self.longest_pair && self.bytes(fitting) > available {
-            fitting = (fitting / 2).max(self.longest_pair);
+        let one_pair = self.steps.iter().flatten().map(|p| p.0).max().unwrap_or(1);
+        let mut fitting = rows;
+        while fitting > one_pair && self.bytes(fitting) > available {
+            fitting = (fitting / 2).max(one_pair);
         }
         let fits = self.bytes(fitting) <= available;
         Err(SteerError::Memory {
@@ -81,21 +91,15 @@ mod tests {
             norm_eps: 1e-5,
             rope,
         };
-        let footprint = Footprint {
-            config: &config,
-            layer: 15,
-            cached: 100_000_000,
-            longest_pair: 200,
-            all_rows: 1280,
-            scored_share: 0.5,
-        };
+        let steps = vec![vec![(80, 40); 16], vec![(200, 100); 2]];
+        let footprint = Footprint { config: &config, layer: 15, cached: 100_000_000, steps };
         assert!(footprint.check(4096, None).is_ok());
         assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
         let few = |available| match footprint.check(4096, Some(available)) {
             Err(SteerError::Memory { fitting_rows, .. }) => fitting_rows,
             other => panic!("{other:?}"),
         };
-        assert_eq!(few(footprint.bytes(1280) - 1), Some(640));
+        assert_eq!(few(footprint.bytes(1280) - 1), Some(1024));
         assert_eq!(few(footprint.bytes(200)), Some(200));
         assert_eq!(few(footprint.bytes(200) - 1), None);
     }

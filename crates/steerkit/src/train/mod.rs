@@ -102,6 +102,9 @@ pub fn train_from(
 ///
 /// # Errors
 /// As [`train_from`].
+///
+/// # Panics
+/// When a split holds no pair, or a pair has an empty prompt or response.
 pub fn train_tokens(
     start: Start,
     model: &Model,

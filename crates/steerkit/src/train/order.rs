@@ -52,7 +52,11 @@ impl Order {
     ///
     /// Every pass over the data is shuffled anew. AdamW's last batch of a pass may be short, as in the authors'
     /// code; a norm budget weighs all steps alike, so its batches are all full and run on into the next pass.
+    ///
+    /// # Panics
+    /// When `n` is 0.
     pub fn new(n: usize, recipe: &Recipe) -> Self {
+        assert!(n > 0, "there is at least one pair to train on");
         let size = recipe.batch.min(n);
         let short_batches = matches!(recipe.optimiser, Optimiser::AdamW(_));
         let steps_per_epoch = n.div_ceil(size);

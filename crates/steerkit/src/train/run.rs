@@ -101,19 +101,22 @@ pub(crate) fn run(
         Start::Resume => resumed(folder, &layout, recipe, &inputs, observer)?,
     };
     crate::files::write_atomic(&layout.recipe, recipe.to_toml().as_bytes())?;
+    let done = checkpoint.as_ref().map_or(0, |c| c.step);
     let interrupted =
         |step: usize, total: usize| SteerError::Interrupted { step, total, folder: folder.into() };
-    let prepared = Run::prepare(model, recipe, data, checkpoint, inputs, observer, cancel);
+    let order = data.order.clone().unwrap_or_else(|| Order::new(data.train.pairs.len(), recipe));
+    let total = order.batches.len();
+    let prepared = Run::prepare(model, recipe, data, order, checkpoint, inputs, observer, cancel);
     let mut run = match prepared {
         Ok(run) => run,
-        Err(Halt::Cancelled) => return Err(interrupted(0, 0)),
+        Err(Halt::Cancelled) => return Err(interrupted(done, total)),
         Err(Halt::Failed(error)) => return Err(error),
     };
     match run.train(observer, cancel).and_then(|()| run.finish(observer, cancel)) {
         Ok(outcome) => Ok(outcome),
         Err(Halt::Cancelled) => {
             run.checkpoint(observer)?;
-            Err(interrupted(run.step, run.order.batches.len()))
+            Err(interrupted(run.step, total))
         }
         Err(Halt::Failed(error)) => Err(error),
     }
@@ -180,10 +183,12 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    #[allow(clippy::too_many_arguments, reason = "called once, with everything a run is made of")]
     fn prepare(
         model: &'a Model,
         recipe: &'a Recipe,
         data: &'a RunData,
+        mut order: Order,
         checkpoint: Option<Checkpoint>,
         inputs: BTreeMap<String, String>,
         observer: &mut dyn Observer,
@@ -194,7 +199,6 @@ impl<'a> Run<'a> {
             (None, LayerChoice::Block(layer)) => layer,
             (None, LayerChoice::Auto) => search(model, recipe, data, observer, cancel)?,
         };
-        let mut order = data.order.clone().unwrap_or_else(|| Order::new(data.train.pairs.len(), recipe));
         let used = order.used();
         order.renumber(&used);
         let pairs: Vec<TokenPair> = used.iter().map(|&i| data.train.pairs[i].clone()).collect();
@@ -203,7 +207,7 @@ impl<'a> Run<'a> {
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
         };
-        let bytes = check_memory(model, layer, recipe, &pairs, &policy)?;
+        let bytes = check_memory(model, layer, recipe, &order, &pairs, &policy)?;
         observer.event(Event::Memory { bytes });
         let train = prepare(model, layer, recipe, &policy, "train", pairs, observer, cancel)?;
         let d = model.config().d_model;
@@ -342,6 +346,12 @@ impl<'a> Run<'a> {
         };
         let multipliers = self.recipe.eval.multipliers.clone();
         let eval = self.measure(split, &multipliers, Phase::Final, observer, cancel)?;
+        for point in eval.iter().filter(|p| p.multiplier > 0.0 && p.chosen < 0.0) {
+            observer.event(Event::Note(format!(
+                "the chosen responses became less likely at multiplier {} ({:.2} nats on average)",
+                point.multiplier, point.chosen
+            )));
+        }
         let vector = self.as_vector(&eval);
         vector.save(&self.layout.vector)?;
         self.metrics.sync()?;
@@ -456,7 +466,7 @@ impl<'a> Run<'a> {
 }
 
 /// Runs the blocks up to `layer` over `pairs`, or takes them from the cache.
-#[allow(clippy::too_many_arguments)] // Called for three splits; a struct would only repeat the names.
+#[allow(clippy::too_many_arguments, reason = "a struct would only repeat the names")]
 fn prepare<'a>(
     model: &'a Model,
     layer: usize,
@@ -528,6 +538,7 @@ fn check_memory(
     model: &Model,
     layer: usize,
     recipe: &Recipe,
+    order: &Order,
     pairs: &[TokenPair],
     policy: &CachePolicy,
 ) -> Result<u64> {
@@ -535,17 +546,10 @@ fn check_memory(
     if layer >= config.n_layers {
         return Err(steerkit_model::ModelError::UnknownLayer { layer, n_layers: config.n_layers }.into());
     }
-    let rows: usize = pairs.iter().map(TokenPair::rows).sum();
-    let scored: usize = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).sum();
+    let size = |i: usize| (pairs[i].rows(), pairs[i].chosen.len() + pairs[i].rejected.len());
+    let steps = order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect();
     let cached = Some(PairCache::bytes(pairs, config.d_model)).filter(|&b| b <= policy.memory);
-    let footprint = Footprint {
-        config,
-        layer,
-        cached: cached.unwrap_or(0),
-        longest_pair: pairs.iter().map(TokenPair::rows).max().unwrap_or(0),
-        all_rows: rows.min(recipe.batch * rows.div_ceil(pairs.len().max(1))),
-        scored_share: scored as f64 / rows.max(1) as f64,
-    };
+    let footprint = Footprint { config, layer, cached: cached.unwrap_or(0), steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
 }

@@ -1,0 +1,99 @@
+//! The decoder without its backend's type: what [`crate::Model`] holds.
+
+use crate::backend::{Backend, cpu::Cpu};
+use crate::decoder::Decoder;
+use crate::weights::Weights;
+use crate::{DecoderConfig, Edit, OpenOptions, Pack, Result};
+use std::any::Any;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CPU, on our own kernels.
+    #[default]
+    Cpu,
+    /// A device of the tensor library.
+    #[cfg(feature = "device")]
+    Candle(CandleDevice),
+}
+
+/// A device of the tensor library. One that this build has no support for is refused when a model is opened.
+#[cfg(feature = "device")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CandleDevice {
+    /// The CPU: the check of what the others run.
+    Cpu,
+    /// The NVIDIA GPU of this number (feature `cuda`).
+    Cuda(usize),
+    /// The Apple GPU of this number (feature `metal`).
+    Metal(usize),
+}
+
+/// A [`Decoder`] on some backend.
+pub(crate) trait Engine: Send + Sync {
+    fn config(&self) -> &DecoderConfig;
+
+    /// The residual stream after block `layer`, `[t, d]`.
+    fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>>;
+
+    /// Log-probabilities of the pack's scored tokens, from its tokens up.
+    fn score(&self, pack: &Pack) -> Result<Vec<f32>>;
+
+    /// Log-probabilities of the pack's scored tokens when the residual stream after block `layer` is `h_td`.
+    fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>>;
+
+    /// [`Self::score_from`], and its VJP.
+    fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)>;
+
+    /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
+    /// each text's last token, `[runs, v]`.
+    fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>>;
+
+    fn new_cache(&self) -> KvCache;
+}
+
+/// From `coef` to `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
+pub(crate) type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
+
+/// Keys and values of one text at every block of the decoder that made it.
+pub(crate) struct KvCache {
+    /// A `Vec<B::Cache>`.
+    layers: Box<dyn Any + Send + Sync>,
+    /// Tokens held.
+    pub(crate) len: usize,
+}
+
+impl KvCache {
+    pub(crate) fn new<B: Backend>(layers: Vec<B::Cache>) -> Self {
+        Self { layers: Box::new(layers), len: 0 }
+    }
+
+    /// # Panics
+    /// When a decoder on another backend made it.
+    pub(crate) fn layers<B: Backend>(&mut self) -> &mut [B::Cache] {
+        self.layers.downcast_mut::<Vec<B::Cache>>().expect("a sequence is read by the model that made it")
+    }
+}
+
+/// New tokens of one text.
+pub(crate) struct CachedRun<'a> {
+    pub(crate) cache: &'a mut KvCache,
+    pub(crate) edits: &'a [Edit],
+    pub(crate) tokens: &'a [u32],
+}
+
+/// A decoder where `options` want it.
+pub(crate) fn open(
+    options: &OpenOptions,
+    config: DecoderConfig,
+    weights: &Weights,
+) -> Result<Box<dyn Engine>> {
+    match options.device {
+        DeviceChoice::Cpu => Ok(Box::new(Decoder::new(Cpu::new(options.precision), config, weights)?)),
+        #[cfg(feature = "device")]
+        DeviceChoice::Candle(device) => {
+            let backend = crate::backend::device::Device::open(device, options.precision)?;
+            Ok(Box::new(Decoder::new(backend, config, weights)?))
+        }
+    }
+}
