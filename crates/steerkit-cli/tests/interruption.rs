@@ -1,5 +1,6 @@
 //! Kills, signals, full disks and closed pipes.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

@@ -51,9 +51,9 @@ const QUESTIONS: usize = 40;
 /// Questions whose answers are shown.
 const SHOWN: usize = 5;
 /// Tokens per answer at most.
-const MAX_TOKENS: usize = 48;
+const MAX_TOKENS: usize = 40;
 /// Answers computed at the same time.
-const MAX_BATCH: usize = 60;
+const MAX_BATCH: usize = 40;
 
 /// What happens meanwhile.
 #[derive(Debug)]
