@@ -27,9 +27,15 @@ fn ci_runs_the_readmes_test_command() {
 fn the_readmes_commands_parse() {
     for command in commands(&read("README.md")).iter().filter(|c| c.starts_with("steerkit ")) {
         // Every option before the last is real: `--help` at the end is answered only when the rest parses.
-        let words: Vec<&str> = command.split('"').step_by(2).flat_map(str::split_whitespace).skip(1).collect();
-        let sub: Vec<&str> = words.iter().take_while(|w| !w.starts_with('-') && !w.contains('/')).copied().collect();
-        let done = std::process::Command::new(env!("CARGO_BIN_EXE_steerkit")).args(&sub).arg("--help").output().unwrap();
+        let words: Vec<&str> =
+            command.split('"').step_by(2).flat_map(str::split_whitespace).skip(1).collect();
+        let sub: Vec<&str> =
+            words.iter().take_while(|w| !w.starts_with('-') && !w.contains('/')).copied().collect();
+        let done = std::process::Command::new(env!("CARGO_BIN_EXE_steerkit"))
+            .args(&sub)
+            .arg("--help")
+            .output()
+            .unwrap();
         let help = String::from_utf8(done.stdout).unwrap();
         assert!(done.status.success(), "{command}");
         for option in words.iter().filter(|w| w.starts_with("--")) {

@@ -33,6 +33,7 @@
 //! }
 //! ```
 
+pub mod bench;
 mod checksum;
 pub mod data;
 pub mod demo;

@@ -2,7 +2,7 @@
 //!
 //! Needs the reference files beside the checkout, and the model's GGUF named by `STEERKIT_SMOLLM2`.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
 
