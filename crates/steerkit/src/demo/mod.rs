@@ -27,10 +27,9 @@ use crate::{Result, SteerError};
 /// The recipe but for its paths. Nothing is kept for later runs, so that every run takes the same time.
 const RECIPE: &str = "\
 preset = \"auto\"
-micro_batch_rows = 1024
 [eval]
 multipliers = [-1.0, -0.5, 0.0, 0.5, 1.0]
-every_epochs = 1
+every_epochs = 2
 [cache]
 enabled = false
 ";
@@ -38,11 +37,11 @@ enabled = false
 const LAYER: usize = 15;
 /// Pairs taken of each split: the first of the file with lines of at most [`MAX_LINE`] bytes.
 const PAIRS: [(&str, &str, usize); 3] = [
-    ("train", include_str!("../../../../data/formality/train.jsonl"), 96),
+    ("train", include_str!("../../../../data/formality/train.jsonl"), 64),
     ("valid", include_str!("../../../../data/formality/valid.jsonl"), 24),
     ("test", include_str!("../../../../data/formality/test.jsonl"), 40),
 ];
-/// Keeps the pairs at 90 packed tokens on average.
+/// Keeps the pairs below 90 packed tokens on average.
 const MAX_LINE: usize = 360;
 /// Multipliers that questions are answered at.
 const ANSWERED_AT: [f64; 3] = [-1.0, 0.0, 1.0];
