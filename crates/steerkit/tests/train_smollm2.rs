@@ -1,10 +1,12 @@
 //! The default recipe on a real model and the authors' data, from the CSV file to the vector.
 //!
-//! Needs the reference files beside the checkout, and the model's GGUF named by `STEERKIT_SMOLLM2`.
+//! Needs the reference files beside the checkout.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
 use common::*;
 use std::{path::Path, sync::atomic::AtomicBool};
@@ -17,21 +19,10 @@ use steerkit_model::{Model, OpenOptions};
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
 
 fn model() -> Option<Model> {
-    let path = std::env::var_os("STEERKIT_SMOLLM2").map(std::path::PathBuf::from);
-    match path.filter(|p| p.exists() && Path::new(SHARED).exists()) {
-        Some(path) => Some(Model::open(&path, &OpenOptions::default()).unwrap()),
-        None => {
-            println!("skipped: needs {SHARED} and STEERKIT_SMOLLM2");
-            None
-        }
-    }
-}
-
-/// A line of the process's status, in 10^6 bytes.
-fn status_mb(key: &str) -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find(|l| l.starts_with(key));
-    line.and_then(|l| l.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0) * 1024.0 / 1e6
+    const NAME: &str = "the default recipe on SmolLM2";
+    support::shared(NAME, "data/bipo")?;
+    let path = support::smollm2(NAME)?;
+    Some(Model::open(&path, &OpenOptions::default()).unwrap())
 }
 
 fn draft(out: &Path) -> Draft {

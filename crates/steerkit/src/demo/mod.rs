@@ -246,6 +246,6 @@ mod tests {
         let recipe = recipe("smollm2-135m", folder.path()).unwrap();
         assert_eq!(recipe.eval.multipliers, [-1.0, -0.5, 0.0, 0.5, 1.0]);
         let train = std::fs::read_to_string(folder.path().join("pairs/train.jsonl")).unwrap();
-        assert_eq!(train.lines().count(), 96);
+        assert_eq!(train.lines().count(), 64);
     }
 }
