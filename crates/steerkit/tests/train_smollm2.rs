@@ -25,6 +25,13 @@ fn model() -> Option<Model> {
     Some(Model::open(&path, &OpenOptions::default()).unwrap())
 }
 
+/// A line of the process's status, in 10^6 bytes.
+fn status_mb(key: &str) -> f64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with(key));
+    line.and_then(|l| l.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or(0.0) * 1024.0 / 1e6
+}
+
 fn draft(out: &Path) -> Draft {
     let mut draft = Draft::default();
     draft.set_text("model", "smollm2");
