@@ -1,8 +1,8 @@
 //! Training a steering vector.
 //!
-//! Blocks 0 to L do not see the vector, so they run once per pair ([`cache`]); every step runs only the blocks
-//! above, forward and backward ([`pass`]). The order of the data is laid out before the first step ([`order`]),
-//! sums are taken in the order of the examples, and the state is saved between steps ([`checkpoint`]): so the
+//! Blocks 0 to L do not see the vector, so they run once per pair (`cache`); every step runs only the blocks
+//! above, forward and backward (`pass`). The order of the data is laid out before the first step (`order`),
+//! sums are taken in the order of the examples, and the state is saved between steps (`checkpoint`): so the
 //! same recipe gives the same bytes, interrupted or not, whatever the number of threads or the memory at hand.
 
 mod cache;
