@@ -90,7 +90,7 @@ pub struct Demo {
     pub report: PathBuf,
 }
 
-/// Runs the demonstration and writes `report.html`, `vector.safetensors`, `metrics.jsonl`, `recipe.toml` and the
+/// Runs the demonstration and writes `report.html` and its figures as SVG files, `vector.safetensors`, `metrics.jsonl`, `recipe.toml` and the
 /// pairs into `folder`, in place of an earlier demonstration. `model_name` is what the recipe calls the model, and
 /// `command` what the report says it was made with.
 ///
@@ -141,7 +141,12 @@ pub fn run(
         vector: outcome.folder.join("vector.safetensors"),
         report: outcome.folder.join("report.html"),
     };
-    write_atomic(&demo.report, page.report(model, &recipe, &outcome, &demo)?.html().as_bytes())?;
+    let report = page.report(model, &recipe, &outcome, &demo)?;
+    write_atomic(&demo.report, report.html().as_bytes())?;
+    for chart in report.charts() {
+        let path = outcome.folder.join(format!("{}.svg", chart.id));
+        write_atomic(&path, chart.standalone_svg().as_bytes())?;
+    }
     Ok(Demo { seconds: began.elapsed().as_secs_f64(), ..demo })
 }
 
