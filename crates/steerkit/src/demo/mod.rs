@@ -27,7 +27,6 @@ use crate::{Result, SteerError};
 /// The recipe but for its paths. Nothing is kept for later runs, so that every run takes the same time.
 const RECIPE: &str = "\
 preset = \"auto\"
-micro_batch_rows = 1024
 [eval]
 multipliers = [-1.0, -0.5, 0.0, 0.5, 1.0]
 every_epochs = 1
