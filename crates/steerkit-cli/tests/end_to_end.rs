@@ -1,5 +1,7 @@
 //! From pairs to a steered answer, on a tiny random model.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 mod common;
 
 use common::{Sandbox, json_lines, last_json, run, stderr, text, tiny_model};

@@ -1,6 +1,7 @@
 //! Kills, signals, full disks and closed pipes.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 #![cfg(unix)]
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 

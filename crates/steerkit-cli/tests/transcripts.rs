@@ -2,6 +2,8 @@
 //!
 //! `TRYCMD=overwrite cargo test -p steerkit-cli --test transcripts` writes them anew.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 #[test]
 fn transcripts() {
     let home = tempfile::tempdir().unwrap();

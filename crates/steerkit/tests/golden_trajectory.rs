@@ -1,10 +1,12 @@
 //! Two PyTorch trainings of SmolLM2-135M, step by step.
 //!
-//! Needs the reference files beside the checkout, and the model's GGUF named by `STEERKIT_SMOLLM2`.
+//! Needs the reference files beside the checkout.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
 use common::*;
 use serde_json::Value;
@@ -85,13 +87,10 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn golden_smollm2_trajectories() {
-    let shared = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/goldens/smollm2"));
-    let model = std::env::var_os("STEERKIT_SMOLLM2").map(std::path::PathBuf::from);
-    let (true, Some(model)) = (shared.exists(), model.filter(|m| m.exists())) else {
-        println!("skipped: needs {} and STEERKIT_SMOLLM2", shared.display());
-        return;
-    };
+    const NAME: &str = "golden_smollm2_trajectories";
+    let Some(shared) = support::shared(NAME, "goldens/smollm2") else { return };
+    let Some(model) = support::smollm2(NAME) else { return };
     let model = Model::open(&model, &OpenOptions::default()).unwrap();
-    replay(&model, shared, "A");
-    replay(&model, shared, "B");
+    replay(&model, &shared, "A");
+    replay(&model, &shared, "B");
 }

@@ -1,10 +1,12 @@
 //! The default recipe on a real model and the authors' data, from the CSV file to the vector.
 //!
-//! Needs the reference files beside the checkout, and the model's GGUF named by `STEERKIT_SMOLLM2`.
+//! Needs the reference files beside the checkout.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod common;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
 use common::*;
 use std::{path::Path, sync::atomic::AtomicBool};
@@ -17,14 +19,10 @@ use steerkit_model::{Model, OpenOptions};
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
 
 fn model() -> Option<Model> {
-    let path = std::env::var_os("STEERKIT_SMOLLM2").map(std::path::PathBuf::from);
-    match path.filter(|p| p.exists() && Path::new(SHARED).exists()) {
-        Some(path) => Some(Model::open(&path, &OpenOptions::default()).unwrap()),
-        None => {
-            println!("skipped: needs {SHARED} and STEERKIT_SMOLLM2");
-            None
-        }
-    }
+    const NAME: &str = "the default recipe on SmolLM2";
+    support::shared(NAME, "data/bipo")?;
+    let path = support::smollm2(NAME)?;
+    Some(Model::open(&path, &OpenOptions::default()).unwrap())
 }
 
 /// A line of the process's status, in 10^6 bytes.

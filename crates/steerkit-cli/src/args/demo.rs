@@ -6,7 +6,7 @@ use clap::Args;
 
 /// Train a vector on a small model and show what it does
 ///
-/// Fetches SmolLM2-135M-Instruct (98 MB) unless it is there, trains a formality vector from 96 pairs, measures it
+/// Fetches SmolLM2-135M-Instruct (98 MB) unless it is there, trains a formality vector from 64 pairs, measures it
 /// on 40 held-out pairs, answers questions at -1, 0 and +1, and writes a report with everything in it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
