@@ -11,7 +11,7 @@ use steerkit::train::EvalPoint;
 use steerkit_model::{Model, OpenOptions};
 
 use super::training::Watch;
-use super::{model, train};
+use super::{model, train, vector};
 use crate::args::DemoArgs;
 use crate::failure::Outcome;
 use crate::output::{Printer, Table, side_by_side, signed};
@@ -58,6 +58,8 @@ pub(crate) fn run(args: &DemoArgs, printer: Printer) -> Outcome {
     let demo = demo?;
     let seconds = began.elapsed().as_secs_f64();
     show(&demo, seconds, printer)?;
+    let (model, name) = (&args.model, vector::name_of_run(&args.out));
+    printer.say(format_args!("next: steerkit chat --model {model} --steer {name}=1"));
     printer.result(&Shown {
         seconds,
         eval: &demo.eval,
@@ -95,6 +97,5 @@ fn show(demo: &Demo, seconds: f64, printer: Printer) -> Outcome {
     printer.line(table)?;
     printer.line("")?;
     printer.line(format_args!("{seconds:.0} s; everything is in {}", demo.report.display()))?;
-    printer.say("next: steerkit chat --model smollm2-135m --steer demo=1");
     Ok(())
 }

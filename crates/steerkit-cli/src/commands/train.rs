@@ -9,8 +9,8 @@ use steerkit::recipe::{Draft, Recipe};
 use steerkit::train::{EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens};
 use steerkit_model::Model;
 
-use super::model;
 use super::training::Watch;
+use super::{model, vector};
 use crate::args::{LayerArg, TrainArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, Table, number, signed};
@@ -206,7 +206,7 @@ fn explain(error: SteerError, recipe: &Recipe) -> Failure {
 }
 
 fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
-    let vector = run.folder.join("vector.safetensors");
+    let file = run.folder.join("vector.safetensors");
     let peak_rss_mb = memory::peak_rss_mb();
     printer.heading(format_args!("{} pairs of {}", run.eval.first().map_or(0, |p| p.n), run.split))?;
     printer.line(eval_table(&run.eval))?;
@@ -220,15 +220,14 @@ fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
         run.relative_dose,
         peak_rss_mb.map_or(String::new(), |mb| format!(", peak memory {mb:.0} MB"))
     ))?;
-    printer.line(format_args!("vector: {}", vector.display()))?;
-    let name = run.folder.strip_prefix("runs").unwrap_or(&run.folder);
+    printer.line(format_args!("vector: {}", file.display()))?;
     printer.say(format_args!(
         "next: steerkit generate --model {} --steer {} --multipliers -1,0,1 --prompt '...'",
         recipe.model,
-        name.display()
+        vector::name_of_run(&run.folder)
     ));
     printer.result(&Trained {
-        vector: &vector,
+        vector: &file,
         layer: run.layer,
         steps: run.steps,
         seconds,

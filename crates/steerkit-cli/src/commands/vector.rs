@@ -39,6 +39,11 @@ pub(crate) fn find(name: &str) -> Outcome<PathBuf> {
     })
 }
 
+/// What [`find`] finds the vector of the run in `folder` by.
+pub(crate) fn name_of_run(folder: &Path) -> String {
+    folder.strip_prefix(RUNS).unwrap_or(folder).display().to_string()
+}
+
 /// Names of the vectors below the present folder.
 fn known() -> Vec<String> {
     let names = |folder: &str, name: &dyn Fn(&Path) -> Option<String>| -> Vec<String> {
