@@ -50,7 +50,7 @@ const QUESTIONS: usize = 40;
 /// Questions whose answers are shown.
 const SHOWN: usize = 5;
 /// Tokens per answer at most.
-const MAX_TOKENS: usize = 40;
+const MAX_TOKENS: usize = 32;
 /// Answers computed at the same time.
 const MAX_BATCH: usize = 40;
 
