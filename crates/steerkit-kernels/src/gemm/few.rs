@@ -215,31 +215,42 @@ mod fused {
     unsafe fn kernel<const M: usize, const WIDE: bool>(s: &Strip) {
         let n = if WIDE { 4 } else { 8 };
         let (layout, table, k) = (s.layout, table(), s.k);
+        let (lines, codes_at) = (layout.lines(), layout.codes_at());
+        // What the next task reads lies behind these two panels.
+        let ahead = 2 * k / RECORD * lines;
         for k0 in (0..k).step_by(CHAIN) {
             let mut acc = [[_mm512_setzero_ps(); 2]; M];
             for record in k0 / RECORD..(k0 + CHAIN).min(k) / RECORD {
-                let at = s.records.map(|r| r.wrapping_add(record * layout.lines()));
-                let x = s.x.wrapping_add(record * RECORD);
+                let at = s.records.map(|r| r.wrapping_add(record * lines));
+                let mut x = s.x.wrapping_add(record * RECORD);
+                for line in 0..lines {
+                    _mm_prefetch::<_MM_HINT_T0>(at[0].wrapping_add(ahead + line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(at[1].wrapping_add(ahead + line).cast());
+                }
                 for group in 0..layout.groups {
                     let lines = RECORD / n / layout.groups;
                     // SAFETY: the record lies in the panel.
-                    let affine = at.map(|r| unsafe { affine(layout, r, group) });
+                    let ((scale0, min0), (scale1, min1)) =
+                        unsafe { (affine(layout, at[0], group), affine(layout, at[1], group)) };
                     for i in group * lines..(group + 1) * lines {
                         // SAFETY: as above.
-                        let codes =
-                            at.map(|r| unsafe { _mm512_loadu_si512(r.add(layout.codes_at() + i).cast()) });
+                        let (codes0, codes1) = unsafe {
+                            (
+                                _mm512_loadu_si512(at[0].add(codes_at + i).cast()),
+                                _mm512_loadu_si512(at[1].add(codes_at + i).cast()),
+                            )
+                        };
                         for j in 0..n {
-                            let w: [__m512; 2] = std::array::from_fn(|h| {
-                                let (scale, min) = affine[h];
-                                _mm512_fmadd_ps(scale, code::<WIDE>(codes[h], j, table), min)
-                            });
+                            let w0 = _mm512_fmadd_ps(scale0, code::<WIDE>(codes0, j, table), min0);
+                            let w1 = _mm512_fmadd_ps(scale1, code::<WIDE>(codes1, j, table), min1);
                             for (m, acc) in acc.iter_mut().enumerate() {
                                 // SAFETY: the caller vouches for `M` rows of `k`.
-                                let x = _mm512_set1_ps(unsafe { *x.add(m * k + i * n + j) });
-                                acc[0] = _mm512_fmadd_ps(x, w[0], acc[0]);
-                                acc[1] = _mm512_fmadd_ps(x, w[1], acc[1]);
+                                let x = _mm512_set1_ps(unsafe { *x.add(m * k + j) });
+                                acc[0] = _mm512_fmadd_ps(x, w0, acc[0]);
+                                acc[1] = _mm512_fmadd_ps(x, w1, acc[1]);
                             }
                         }
+                        x = x.wrapping_add(n);
                     }
                 }
             }
