@@ -38,7 +38,9 @@ fn matrix(format: BlockFormat, rows: usize, cols: usize) -> Matrix {
 /// The gate and up projections of all blocks, and the head, one after the other.
 fn few_rows(c: &mut Criterion) {
     let layers: Vec<Matrix> = (0..30).map(|_| matrix(BlockFormat::Q4_1, 3072, D)).collect();
-    for (name, weights) in [("gate_up q4_1", layers), ("head q8_0", vec![matrix(BlockFormat::Q8_0, 49152, D)])] {
+    for (name, weights) in
+        [("gate_up q4_1", layers), ("head q8_0", vec![matrix(BlockFormat::Q8_0, 49152, D)])]
+    {
         let interleaved: Vec<_> =
             weights.iter().map(|w| Interleaved::new(w).expect("a format with codes")).collect();
         let rows = weights[0].rows();

@@ -200,6 +200,24 @@ pub fn for_each(n: usize, f: impl Fn(usize) + Sync) {
     }
 }
 
+/// Calls `f` with every item, by [`for_each`].
+///
+/// # Panics
+/// As [`for_each`].
+pub fn for_each_mut<T: Send>(items: &mut [T], f: impl Fn(&mut T) + Sync) {
+    crate::shared::for_rows(items, 1, 1, |_, item| f(&mut item[0]));
+}
+
+/// `f(0), …, f(n - 1)` computed by [`for_each`].
+///
+/// # Panics
+/// As [`for_each`].
+pub fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut results: Vec<Option<T>> = (0..n).map(|_| None).collect();
+    crate::shared::for_rows(&mut results, 1, 1, |i, result| result[0] = Some(f(i)));
+    results.into_iter().map(|result| result.expect("every call has run")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

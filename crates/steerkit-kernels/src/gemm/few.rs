@@ -60,7 +60,7 @@ pub fn linear_interleaved(w: &Interleaved, x: &[f32], t: usize, y: &mut [f32], p
 
 impl Job<'_> {
     fn run(self) {
-        let width = self.kernels.nr;
+        let width = self.width();
         let tiles: Vec<(&Part, usize)> = self
             .w
             .parts
@@ -79,13 +79,27 @@ impl Job<'_> {
         }
     }
 
+    /// Columns of a task.
+    fn width(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_fused() {
+            return fused::width(self.t);
+        }
+        self.kernels.nr
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_fused(&self) -> bool {
+        self.fill == Fill::F32 && matches!(self.isa, Isa::Avx512 | Isa::Amx) && self.t <= fused::MOST
+    }
+
     /// Columns `from..from + cols` of a part.
     ///
     /// # Safety
     /// This call alone uses these columns of `y`.
     unsafe fn columns(&self, part: &Part, from: usize, cols: usize) {
         #[cfg(target_arch = "x86_64")]
-        if self.fill == Fill::F32 && matches!(self.isa, Isa::Avx512 | Isa::Amx) && self.t <= fused::MOST {
+        if self.is_fused() {
             // SAFETY: the caller's promise, and the processor has AVX-512.
             return unsafe { fused::columns(self, part, from, cols) };
         }
@@ -95,21 +109,22 @@ impl Job<'_> {
         });
     }
 
-    /// Cells that are expanded at a time. Those of the tiles may be fewer than in a chain, because a tile goes on
-    /// where the last one ended.
+    /// Cells that are expanded at a time. For the tiles they may be fewer than a chain, because a tile goes on
+    /// where the last one ended; these leave room in the nearest cache for the rows.
     fn chain(&self) -> usize {
-        if self.fill == Fill::Bf16Pairs && self.isa == Isa::Amx { CHAIN / 2 } else { CHAIN }
+        if self.fill == Fill::Bf16Pairs && self.isa == Isa::Amx { CHAIN / 4 } else { CHAIN }
     }
 
-    /// Expands one record to a part of a panel.
-    fn expand(&self, part: &Part, record: &[Line], out: &mut [f32], wide: &mut Scratch) {
+    /// Expands records to a part of a panel.
+    fn expand(&self, part: &Part, records: &[Line], out: &mut [f32], wide: &mut Scratch) {
         let nr = self.kernels.nr;
         match self.fill {
-            Fill::F32 => part.layout.expand(self.isa, record, out, nr),
-            Fill::Bf16Pairs => part.layout.expand_pairs(self.isa, record, out, nr, wide),
+            Fill::F32 => part.layout.expand(self.isa, records, out, nr),
+            Fill::Bf16Pairs => part.layout.expand_pairs(self.isa, records, out, nr, wide),
             Fill::Bf16 => {
-                let wide = &mut wide.floats(RECORD * PANEL)[..RECORD * PANEL];
-                part.layout.expand(self.isa, record, wide, PANEL);
+                let len = records.len() / part.layout.lines() * RECORD * PANEL;
+                let wide = &mut wide.floats(len)[..len];
+                part.layout.expand(self.isa, records, wide, PANEL);
                 for (row, out) in wide.chunks_exact(PANEL).zip(out.chunks_mut(nr)) {
                     bf16::round_row(self.isa, row, &mut out[..PANEL]);
                 }
@@ -129,12 +144,10 @@ impl Job<'_> {
             let len = chain.min(k - k0);
             for half in 0..nr / PANEL {
                 let records = part.panel(from / PANEL + half, self.w.records());
-                let records = records.chunks_exact(part.layout.lines()).skip(k0 * cell / RECORD);
-                let mut at = half * PANEL;
-                for record in records.take(len * cell / RECORD) {
-                    self.expand(part, record, &mut b[at..], &mut buffers.rows);
-                    at += RECORD / cell * nr;
-                }
+                let lines = part.layout.lines();
+                let at = |input: usize| (input / RECORD * lines).min(records.len());
+                let records = &records[at(k0 * cell)..at((k0 + len) * cell)];
+                self.expand(part, records, &mut b[half * PANEL..], &mut buffers.rows);
             }
             let mode = if k0 == 0 { Mode::Start } else { Mode::Add };
             for i in (0..self.t).step_by(self.kernels.mr()) {
@@ -165,105 +178,136 @@ mod fused {
     /// Rows of a strip: sixteen sums of the thirty-two registers.
     const STRIP: usize = 8;
 
-    /// The arguments of a kernel: two panels by a strip of rows, the whole reduction.
+    /// Panels of a task with up to this many rows are four, so that there are enough independent sums; else two.
+    const FOUR_PANELS: usize = 2;
+
+    /// Columns of a task.
+    pub(super) fn width(t: usize) -> usize {
+        if t <= FOUR_PANELS { 4 * PANEL } else { 2 * PANEL }
+    }
+
+    /// The arguments of a kernel: some panels by a strip of rows, the whole reduction.
     struct Strip {
         layout: Layout,
-        records: [*const Line; 2],
+        records: [*const Line; 4],
         k: usize,
         x: *const f32,
         y: *mut f32,
         ldy: usize,
         /// Which outputs of the panels there are.
-        masks: [__mmask16; 2],
+        masks: [__mmask16; 4],
     }
 
     /// # Safety
     /// As [`Job::columns`]; the processor has AVX-512.
     pub(super) unsafe fn columns(job: &Job<'_>, part: &Part, from: usize, cols: usize) {
         let (n, k, records) = (job.w.rows(), job.w.cols(), job.w.records());
-        let first = part.panel(from / PANEL, records);
         // A panel that is not there is computed from the first one's records and not stored.
-        let second = Some(part.panel(from / PANEL + 1, records)).filter(|p| !p.is_empty()).unwrap_or(first);
-        let mask = |cols: usize| ((1u32 << cols.min(PANEL)) - 1) as __mmask16;
+        let first = part.panel(from / PANEL, records);
+        let panel = |i: usize| match part.panel(from / PANEL + i, records) {
+            [] => first.as_ptr(),
+            lines => lines.as_ptr(),
+        };
+        let mask = |i: usize| ((1u32 << cols.saturating_sub(i * PANEL).min(PANEL)) - 1) as __mmask16;
         for i in (0..job.t).step_by(STRIP) {
             let strip = Strip {
                 layout: part.layout,
-                records: [first.as_ptr(), second.as_ptr()],
+                records: std::array::from_fn(panel),
                 k,
                 x: job.x[i * k..].as_ptr(),
                 y: job.y.wrapping_add(i * n + part.first_row + from),
                 ldy: n,
-                masks: [mask(cols), mask(cols.saturating_sub(PANEL))],
+                masks: std::array::from_fn(mask),
             };
             let rows = STRIP.min(job.t - i);
+            // As many panels as the tasks were cut for, whatever the strip's rows.
+            let kernel = match (job.t <= FOUR_PANELS, part.layout.wide) {
+                (true, true) => FEW_WIDE[rows - 1],
+                (true, false) => FEW_NARROW[rows - 1],
+                (false, true) => WIDE[rows - 1],
+                (false, false) => NARROW[rows - 1],
+            };
             // SAFETY: `records` are whole panels, `x` has `rows` rows of `k`; the caller vouches for `y`.
-            unsafe { if part.layout.wide { WIDE[rows - 1](&strip) } else { NARROW[rows - 1](&strip) } }
+            unsafe { kernel(&strip) };
         }
     }
 
     macro_rules! kernels {
-        ($wide:literal: $($m:literal)*) => { [$(kernel::<$m, $wide>),*] };
+        ($panels:literal, $wide:literal: $($m:literal)*) => { [$(kernel::<$m, $panels, $wide>),*] };
     }
 
     /// The kernel for `i + 1` rows at `i`.
-    const WIDE: [unsafe fn(&Strip); STRIP] = kernels!(true: 1 2 3 4 5 6 7 8);
-    const NARROW: [unsafe fn(&Strip); STRIP] = kernels!(false: 1 2 3 4 5 6 7 8);
+    const FEW_WIDE: [unsafe fn(&Strip); FOUR_PANELS] = kernels!(4, true: 1 2);
+    const FEW_NARROW: [unsafe fn(&Strip); FOUR_PANELS] = kernels!(4, false: 1 2);
+    const WIDE: [unsafe fn(&Strip); STRIP] = kernels!(2, true: 1 2 3 4 5 6 7 8);
+    const NARROW: [unsafe fn(&Strip); STRIP] = kernels!(2, false: 1 2 3 4 5 6 7 8);
 
     /// # Safety
-    /// The strip's pointers are valid for `M` rows and what its masks leave.
+    /// The strip's pointers are valid for `M` rows and what the masks of its first `G` panels leave.
     #[target_feature(enable = "avx512f,f16c")]
-    unsafe fn kernel<const M: usize, const WIDE: bool>(s: &Strip) {
+    unsafe fn kernel<const M: usize, const G: usize, const WIDE: bool>(s: &Strip) {
         let n = if WIDE { 4 } else { 8 };
         let (layout, table, k) = (s.layout, table(), s.k);
         let (lines, codes_at) = (layout.lines(), layout.codes_at());
-        // What the next task reads lies behind these two panels.
-        let ahead = 2 * k / RECORD * lines;
+        let group_lines = RECORD / n / layout.groups;
         for k0 in (0..k).step_by(CHAIN) {
-            let mut acc = [[_mm512_setzero_ps(); 2]; M];
+            let mut acc = [[_mm512_setzero_ps(); G]; M];
+            // Row `3q + r` is addressed as `x[q] + r * k`: few pointers to advance.
+            let mut x: [*const f32; 3] = [0, 3, 6].map(|m| s.x.wrapping_add(m * k + k0));
             for record in k0 / RECORD..(k0 + CHAIN).min(k) / RECORD {
                 let at = s.records.map(|r| r.wrapping_add(record * lines));
-                let mut x = s.x.wrapping_add(record * RECORD);
-                for line in 0..lines {
-                    _mm_prefetch::<_MM_HINT_T0>(at[0].wrapping_add(ahead + line).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(at[1].wrapping_add(ahead + line).cast());
-                }
                 for group in 0..layout.groups {
-                    let lines = RECORD / n / layout.groups;
-                    // SAFETY: the record lies in the panel.
-                    let ((scale0, min0), (scale1, min1)) =
-                        unsafe { (affine(layout, at[0], group), affine(layout, at[1], group)) };
-                    for i in group * lines..(group + 1) * lines {
-                        // SAFETY: as above.
-                        let (codes0, codes1) = unsafe {
-                            (
-                                _mm512_loadu_si512(at[0].add(codes_at + i).cast()),
-                                _mm512_loadu_si512(at[1].add(codes_at + i).cast()),
-                            )
-                        };
-                        for j in 0..n {
-                            let w0 = _mm512_fmadd_ps(scale0, code::<WIDE>(codes0, j, table), min0);
-                            let w1 = _mm512_fmadd_ps(scale1, code::<WIDE>(codes1, j, table), min1);
-                            for (m, acc) in acc.iter_mut().enumerate() {
-                                // SAFETY: the caller vouches for `M` rows of `k`.
-                                let x = _mm512_set1_ps(unsafe { *x.add(m * k + j) });
-                                acc[0] = _mm512_fmadd_ps(x, w0, acc[0]);
-                                acc[1] = _mm512_fmadd_ps(x, w1, acc[1]);
-                            }
+                    let (mut scale, mut min) = ([_mm512_setzero_ps(); G], [_mm512_setzero_ps(); G]);
+                    for g in 0..G {
+                        // SAFETY: the record lies in the panel.
+                        (scale[g], min[g]) = unsafe { affine(layout, at[g], group) };
+                    }
+                    for i in group * group_lines..(group + 1) * group_lines {
+                        let mut codes = [_mm512_setzero_si512(); G];
+                        for g in 0..G {
+                            // SAFETY: as above.
+                            codes[g] = unsafe { _mm512_loadu_si512(at[g].add(codes_at + i).cast()) };
                         }
-                        x = x.wrapping_add(n);
+                        macro_rules! input {
+                            ($j:literal) => {
+                                let mut w = [_mm512_setzero_ps(); G];
+                                for g in 0..G {
+                                    w[g] =
+                                        _mm512_fmadd_ps(scale[g], code::<WIDE>(codes[g], $j, table), min[g]);
+                                }
+                                for m in 0..M {
+                                    // SAFETY: the caller vouches for `M` rows of `k`.
+                                    let x = _mm512_set1_ps(unsafe { *x[m / 3].add(m % 3 * k + $j) });
+                                    for g in 0..G {
+                                        acc[m][g] = _mm512_fmadd_ps(x, w[g], acc[m][g]);
+                                    }
+                                }
+                            };
+                        }
+                        input!(0);
+                        input!(1);
+                        input!(2);
+                        input!(3);
+                        if !WIDE {
+                            input!(4);
+                            input!(5);
+                            input!(6);
+                            input!(7);
+                        }
+                        x = x.map(|x| x.wrapping_add(n));
                     }
                 }
             }
             for (m, acc) in acc.iter().enumerate() {
-                for h in 0..2 {
+                for g in 0..G {
                     // SAFETY: the mask leaves what the caller vouches for.
                     unsafe {
-                        let y = s.y.wrapping_add(m * s.ldy + h * PANEL);
+                        let y = s.y.wrapping_add(m * s.ldy + g * PANEL);
                         let sum = match k0 {
-                            0 => acc[h],
-                            _ => _mm512_add_ps(_mm512_maskz_loadu_ps(s.masks[h], y), acc[h]),
+                            0 => acc[g],
+                            _ => _mm512_add_ps(_mm512_maskz_loadu_ps(s.masks[g], y), acc[g]),
                         };
-                        _mm512_mask_storeu_ps(y, s.masks[h], sum);
+                        _mm512_mask_storeu_ps(y, s.masks[g], sum);
                     }
                 }
             }

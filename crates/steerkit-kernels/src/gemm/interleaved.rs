@@ -193,9 +193,16 @@ impl Layout {
         (halves(0), halves(32))
     }
 
+    #[inline(always)]
+    fn expand_body(self, records: &[Line], out: &mut [f32], ldo: usize) {
+        for (r, record) in records.chunks_exact(self.lines()).enumerate() {
+            self.expand_record(record, &mut out[r * RECORD * ldo..], ldo);
+        }
+    }
+
     /// `out[p * ldo + lane]` = weight of input `p` for output `lane`.
     #[inline(always)]
-    fn expand_body(self, record: &[Line], out: &mut [f32], ldo: usize) {
+    fn expand_record(self, record: &[Line], out: &mut [f32], ldo: usize) {
         let n = self.line_inputs();
         for (i, line) in record[self.codes_at()..self.lines()].iter().enumerate() {
             let (scale, min) = self.affine(record, i * n * self.groups / RECORD);
@@ -211,44 +218,46 @@ impl Layout {
         }
     }
 
-    /// Expands a record: `out[p * ldo + lane]` = weight of input `p` for output `lane`.
-    pub(super) fn expand(self, isa: Isa, record: &[Line], out: &mut [f32], ldo: usize) {
-        assert!(record.len() >= self.lines() && out.len() >= (RECORD - 1) * ldo + PANEL);
+    /// Expands records one after the other: `out[p * ldo + lane]` = weight of input `p` for output `lane`.
+    pub(super) fn expand(self, isa: Isa, records: &[Line], out: &mut [f32], ldo: usize) {
+        let n = records.len() / self.lines();
+        assert!(n == 0 || out.len() >= (n * RECORD - 1) * ldo + PANEL);
         match isa {
             // SAFETY: an `Isa` value exists only for instructions that this processor has, and the assertion holds.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => unsafe { x86::expand_f32(self, record, out, ldo) },
+            Isa::Avx512 | Isa::Amx => unsafe { x86::expand_f32(self, records, out, ldo) },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2(layout: Layout, record: &[Line], out: &mut [f32], ldo: usize) {
-                    layout.expand_body(record, out, ldo);
+                fn avx2(layout: Layout, records: &[Line], out: &mut [f32], ldo: usize) {
+                    layout.expand_body(records, out, ldo);
                 }
                 // SAFETY: as above.
-                unsafe { avx2(self, record, out, ldo) }
+                unsafe { avx2(self, records, out, ldo) }
             }
-            _ => self.expand_body(record, out, ldo),
+            _ => self.expand_body(records, out, ldo),
         }
     }
 
-    /// Expands a record into cells: `out[p * ldo + lane]` holds inputs `2p` and `2p + 1` rounded to bf16.
+    /// Expands records into cells: `out[p * ldo + lane]` holds inputs `2p` and `2p + 1` rounded to bf16.
     pub(super) fn expand_pairs(
         self,
         isa: Isa,
-        record: &[Line],
+        records: &[Line],
         out: &mut [f32],
         ldo: usize,
         wide: &mut Scratch,
     ) {
-        assert!(record.len() >= self.lines() && out.len() >= (RECORD / 2 - 1) * ldo + PANEL);
+        let n = records.len() / self.lines();
+        assert!(n == 0 || out.len() >= (n * RECORD / 2 - 1) * ldo + PANEL);
         #[cfg(target_arch = "x86_64")]
         if matches!(isa, Isa::Avx512 | Isa::Amx) && is_x86_feature_detected!("avx512bf16") {
             // SAFETY: the processor has the instructions, and the assertion holds.
-            return unsafe { x86::expand_pairs(self, record, out, ldo) };
+            return unsafe { x86::expand_pairs(self, records, out, ldo) };
         }
-        let wide = wide.floats(RECORD * PANEL);
-        self.expand(isa, record, wide, PANEL);
-        for (p, two) in wide.chunks_exact(2 * PANEL).take(RECORD / 2).enumerate() {
+        let wide = &mut wide.floats(n * RECORD * PANEL)[..n * RECORD * PANEL];
+        self.expand(isa, records, wide, PANEL);
+        for (p, two) in wide.chunks_exact(2 * PANEL).enumerate() {
             super::bf16::pair_rows(isa, &two[..PANEL], &two[PANEL..], &mut out[p * ldo..][..PANEL]);
         }
     }
@@ -307,25 +316,35 @@ pub(super) mod x86 {
         _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
     }
 
-    macro_rules! by_layout {
-        ($layout:ident, $kernel:ident, $($arg:expr),*) => {
-            match $layout.wide {
-                true => $kernel::<true>($layout, $($arg),*),
-                false => $kernel::<false>($layout, $($arg),*),
+    /// Calls the kernel for the layout with every record and its place in `out`.
+    macro_rules! each_record {
+        ($layout:ident, $records:ident, $kernel:ident, $out:ident, $step:expr, $ldo:ident) => {
+            let (lines, n) = ($layout.lines(), $records.len() / $layout.lines());
+            for r in 0..n {
+                let record = $records.as_ptr().wrapping_add(r * lines);
+                let out = $out.as_mut_ptr().wrapping_add(r * $step * $ldo);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    if $layout.wide {
+                        $kernel::<true>($layout, record, out, $ldo);
+                    } else {
+                        $kernel::<false>($layout, record, out, $ldo);
+                    }
+                }
             }
         };
     }
 
     /// # Safety
-    /// `record` is a record of this layout, and `out` has 32 rows, `ldo` apart, of sixteen numbers.
+    /// `records` are records of this layout, and `out` has 32 rows for each, `ldo` apart, of sixteen numbers.
     #[target_feature(enable = "avx512f,f16c")]
-    pub(super) unsafe fn expand_f32(layout: Layout, record: &[Line], out: &mut [f32], ldo: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { by_layout!(layout, expand_f32_of, record.as_ptr(), out.as_mut_ptr(), ldo) }
+    pub(super) unsafe fn expand_f32(layout: Layout, records: &[Line], out: &mut [f32], ldo: usize) {
+        each_record!(layout, records, expand_f32_of, out, RECORD, ldo);
     }
 
     /// # Safety
-    /// As [`expand_f32`].
+    /// As [`expand_f32`], for one record.
+    #[inline]
     #[target_feature(enable = "avx512f,f16c")]
     unsafe fn expand_f32_of<const WIDE: bool>(
         layout: Layout,
@@ -349,15 +368,15 @@ pub(super) mod x86 {
     }
 
     /// # Safety
-    /// As [`expand_f32`], with sixteen rows of cells.
+    /// As [`expand_f32`], with sixteen rows of cells for each record.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16,f16c")]
-    pub(super) unsafe fn expand_pairs(layout: Layout, record: &[Line], out: &mut [f32], ldo: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { by_layout!(layout, expand_pairs_of, record.as_ptr(), out.as_mut_ptr(), ldo) }
+    pub(super) unsafe fn expand_pairs(layout: Layout, records: &[Line], out: &mut [f32], ldo: usize) {
+        each_record!(layout, records, expand_pairs_of, out, RECORD / 2, ldo);
     }
 
     /// # Safety
-    /// As [`expand_pairs`].
+    /// As [`expand_pairs`], for one record.
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16,f16c")]
     unsafe fn expand_pairs_of<const WIDE: bool>(
         layout: Layout,

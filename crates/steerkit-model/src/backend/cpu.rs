@@ -9,7 +9,7 @@ use steerkit_kernels::attention::{self, Heads, Run};
 use steerkit_kernels::gemm::{self, Interleaved};
 use steerkit_kernels::kv::{CachedText, KeyValues, attention_cached};
 use steerkit_kernels::rope::{Angles, Pairing, Turn};
-use steerkit_kernels::{Matrix, Precision, logprob, mlp, norm, rope, rows};
+use steerkit_kernels::{Matrix, Precision, logprob, mlp, norm, parallel, rope, rows};
 
 /// The CPU, in one numeric mode.
 pub(crate) struct Cpu {
@@ -261,9 +261,9 @@ impl Backend for Cpu {
         heads: Heads,
         texts: &mut [(Range<usize>, &mut KeyValues)],
     ) -> Result<Tensor> {
-        for (rows, cache) in texts.iter_mut() {
+        parallel::for_each_mut(texts, |(rows, cache)| {
             cache.push(heads, &qkv.data[rows.start * qkv.width..rows.end * qkv.width]);
-        }
+        });
         let texts: Vec<_> =
             texts.iter().map(|(rows, cache)| CachedText { cache, rows: (rows.start, rows.end) }).collect();
         let mut out = self.tensor(qkv.rows(), heads.n * heads.h);
