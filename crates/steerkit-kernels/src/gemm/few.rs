@@ -83,7 +83,7 @@ impl Job<'_> {
     fn width(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.is_fused() {
-            return fused::width(self.t);
+            return fused::width(self);
         }
         self.kernels.nr
     }
@@ -181,9 +181,12 @@ mod fused {
     /// Panels of a task with up to this many rows are four, so that there are enough independent sums; else two.
     const FOUR_PANELS: usize = 2;
 
+    /// Outputs below which two panels a task share the work out better.
+    const MANY_OUTPUTS: usize = 1024;
+
     /// Columns of a task.
-    pub(super) fn width(t: usize) -> usize {
-        if t <= FOUR_PANELS { 4 * PANEL } else { 2 * PANEL }
+    pub(super) fn width(job: &Job<'_>) -> usize {
+        if job.t <= FOUR_PANELS && job.w.rows() >= MANY_OUTPUTS { 4 * PANEL } else { 2 * PANEL }
     }
 
     /// The arguments of a kernel: some panels by a strip of rows, the whole reduction.
@@ -221,7 +224,7 @@ mod fused {
             };
             let rows = STRIP.min(job.t - i);
             // As many panels as the tasks were cut for, whatever the strip's rows.
-            let kernel = match (job.t <= FOUR_PANELS, part.layout.wide) {
+            let kernel = match (width(job) == 4 * PANEL, part.layout.wide) {
                 (true, true) => FEW_WIDE[rows - 1],
                 (true, false) => FEW_NARROW[rows - 1],
                 (false, true) => WIDE[rows - 1],

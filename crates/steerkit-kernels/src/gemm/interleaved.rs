@@ -10,7 +10,7 @@ use super::pack::Scratch;
 use crate::blocks::Coded;
 use crate::isa::Isa;
 use crate::shared::Shared;
-use crate::{Matrix, parallel};
+use crate::{BlockFormat, Matrix, parallel};
 
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 16;
@@ -67,6 +67,29 @@ pub(super) struct Part {
 }
 
 impl Part {
+    fn new(
+        layout: Layout,
+        first_row: usize,
+        rows: usize,
+        cols: usize,
+        coded: impl Fn(usize) -> Vec<Coded> + Sync,
+    ) -> Self {
+        let panel_lines = cols / RECORD * layout.lines();
+        let mut lines = vec![Line([0; 64]); rows.div_ceil(PANEL) * panel_lines];
+        let shared = Shared::new(&mut lines);
+        parallel::for_each(rows.div_ceil(PANEL), |panel| {
+            // SAFETY: every panel belongs to exactly one task.
+            let lines = unsafe { shared.part(panel * panel_lines, panel_lines) };
+            for row in panel * PANEL..rows.min((panel + 1) * PANEL) {
+                for (record, coded) in lines.chunks_exact_mut(layout.lines()).zip(coded(row).chunks_exact(2))
+                {
+                    layout.write(record, row % PANEL, [coded[0], coded[1]]);
+                }
+            }
+        });
+        Self { first_row, rows, layout, lines }
+    }
+
     /// The records of panel `panel`, of which there are `records`; none beyond the last panel.
     pub(super) fn panel(&self, panel: usize, records: usize) -> &[Line] {
         let len = records * self.layout.lines();
@@ -87,7 +110,8 @@ impl Interleaved {
         let parts = w.parts().map(|(format, first_row, rows, bytes)| {
             let row_bytes = bytes.len() / rows.max(1);
             let coded = |row: usize| format.codes(&bytes[row * row_bytes..(row + 1) * row_bytes], w.cols());
-            format.has_codes().then(|| Part::new(first_row, rows, w.cols(), coded))
+            let layout = || Layout::of(format, bytes);
+            format.has_codes().then(|| Part::new(layout(), first_row, rows, w.cols(), coded))
         });
         Some(Self { parts: parts.collect::<Option<_>>()?, rows: w.rows(), cols: w.cols() })
     }
@@ -113,46 +137,20 @@ impl Interleaved {
     }
 }
 
-impl Part {
-    fn new(first_row: usize, rows: usize, cols: usize, coded: impl Fn(usize) -> Vec<Coded> + Sync) -> Self {
-        let layout = Layout::of(rows, &coded);
-        let panel_lines = cols / RECORD * layout.lines();
-        let mut lines = vec![Line([0; 64]); rows.div_ceil(PANEL) * panel_lines];
-        let shared = Shared::new(&mut lines);
-        parallel::for_each(rows.div_ceil(PANEL), |panel| {
-            // SAFETY: every panel belongs to exactly one task.
-            let lines = unsafe { shared.part(panel * panel_lines, panel_lines) };
-            for row in panel * PANEL..rows.min((panel + 1) * PANEL) {
-                for (record, coded) in lines.chunks_exact_mut(layout.lines()).zip(coded(row).chunks_exact(2))
-                {
-                    layout.write(record, row % PANEL, [coded[0], coded[1]]);
-                }
-            }
-        });
-        Self { first_row, rows, layout, lines }
-    }
-}
-
 impl Layout {
-    /// The smallest layout that holds every weight exactly.
-    fn of(rows: usize, coded: &(impl Fn(usize) -> Vec<Coded> + Sync)) -> Self {
-        let needs = |row: usize| {
-            let coded = coded(row);
-            let pair = |c: &[Coded]| (c[0].scale, c[0].min) != (c[1].scale, c[1].min);
-            Self {
-                wide: coded.iter().any(|c| c.codes.iter().any(|&q| q > 15)),
-                single: coded.iter().any(|c| !is_half(c.scale) || !is_half(c.min)),
-                groups: 1 + usize::from(coded.chunks_exact(2).any(pair)),
-            }
+    /// The layout that holds every weight of these blocks exactly.
+    fn of(format: BlockFormat, bytes: &[u8]) -> Self {
+        use BlockFormat::*;
+        let wide = matches!(format, Q5_0 | Q5_1 | Q8_0 | Q5_K | Q6_K | IQ4_NL | IQ4_XS);
+        let groups = if matches!(format, Q2_K | Q3_K | Q6_K) { 2 } else { 1 };
+        // Blocks of 32 begin with a scale in half precision. Their minima are in half precision too, or up to 128 times
+        // the scale, which half precision holds unless it overflows.
+        let overflows = |block: &[u8]| {
+            let scale = crate::blocks::f16_to_f32(u16::from_le_bytes([block[0], block[1]]));
+            !matches!(scale.abs(), 0.0..511.0)
         };
-        let join = |a: Self, b: Self| Self {
-            wide: a.wide || b.wide,
-            single: a.single || b.single,
-            groups: a.groups.max(b.groups),
-        };
-        let mut found = vec![Self { wide: false, single: false, groups: 1 }; rows];
-        crate::shared::for_rows(&mut found, 1, 64, |row, found| found[0] = needs(row));
-        found.into_iter().reduce(join).unwrap_or(Self { wide: false, single: false, groups: 1 })
+        let single = format.block_len() != 32 || bytes.chunks_exact(format.block_bytes()).any(overflows);
+        Self { wide, single, groups }
     }
 
     /// Writes 32 weights of output `lane` into its record.
@@ -261,11 +259,6 @@ impl Layout {
             super::bf16::pair_rows(isa, &two[..PANEL], &two[PANEL..], &mut out[p * ldo..][..PANEL]);
         }
     }
-}
-
-/// Whether half precision holds `x`.
-fn is_half(x: f32) -> bool {
-    half::f16::from_f32(x).to_f32().to_bits() == x.to_bits()
 }
 
 #[cfg(target_arch = "x86_64")]
