@@ -15,6 +15,9 @@ use crate::{Precision, parallel};
 /// Multiply-adds below which threads are not worth waking.
 const MIN_PARALLEL: usize = 50_000;
 
+/// Tasks per thread: a thread that loses its core for a while holds the others up by one of them.
+const TASKS_PER_THREAD: usize = 4;
+
 /// What a task works with, over and over.
 #[derive(Clone, Copy)]
 struct Job<'a> {
@@ -67,15 +70,19 @@ impl Job<'_> {
             .iter()
             .flat_map(|p| (0..p.rows.div_ceil(width)).map(move |i| (p, i * width)))
             .collect();
+        // Neighbours in one task, so that what a thread prefetches is what it reads next.
+        let together = tiles.len().div_ceil(parallel::threads() * TASKS_PER_THREAD).max(1);
+        let tasks: Vec<&[(&Part, usize)]> = tiles.chunks(together).collect();
         let task = |i: usize| {
-            let (part, from) = tiles[i];
-            // SAFETY: this task alone has these columns of `y`.
-            unsafe { self.columns(part, from, width.min(part.rows - from)) };
+            for &(part, from) in tasks[i] {
+                // SAFETY: this task alone has these columns of `y`.
+                unsafe { self.columns(part, from, width.min(part.rows - from)) };
+            }
         };
         if self.w.rows() * self.w.cols() * (self.t + 8) < MIN_PARALLEL {
-            (0..tiles.len()).for_each(task);
+            (0..tasks.len()).for_each(task);
         } else {
-            parallel::for_each(tiles.len(), task);
+            parallel::for_each(tasks.len(), task);
         }
     }
 
@@ -253,6 +260,8 @@ mod fused {
         let (layout, table, k) = (s.layout, table(), s.k);
         let (lines, codes_at) = (layout.lines(), layout.codes_at());
         let group_lines = RECORD / n / layout.groups;
+        // The panels after these, which this thread reads next: hardware does not see that far.
+        let ahead = G * (k / RECORD) * lines;
         for k0 in (0..k).step_by(CHAIN) {
             let mut acc = [[_mm512_setzero_ps(); G]; M];
             // Row `3q + r` is addressed as `x[q] + r * k`: few pointers to advance.
@@ -264,12 +273,15 @@ mod fused {
                     for g in 0..G {
                         // SAFETY: the record lies in the panel.
                         (scale[g], min[g]) = unsafe { affine(layout, at[g], group) };
+                        let next = group * layout.affine_lines() + ahead;
+                        _mm_prefetch::<_MM_HINT_T0>(at[g].wrapping_add(next).cast());
                     }
                     for i in group * group_lines..(group + 1) * group_lines {
                         let mut codes = [_mm512_setzero_si512(); G];
                         for g in 0..G {
                             // SAFETY: as above.
                             codes[g] = unsafe { _mm512_loadu_si512(at[g].add(codes_at + i).cast()) };
+                            _mm_prefetch::<_MM_HINT_T0>(at[g].wrapping_add(codes_at + i + ahead).cast());
                         }
                         macro_rules! input {
                             ($j:literal) => {
