@@ -43,12 +43,22 @@ struct Saved<B: Backend> {
     middle: B::Tensor,
     ffn_rstd: B::Tensor,
     gate_up: B::Tensor,
+    /// Only the head's rows went through the MLP.
+    narrowed: bool,
 }
 
-/// How the rows of a pass see each other.
+/// How the rows of a pass see each other, and which of them the head reads.
 struct Context<B: Backend> {
     runs: B::Runs,
     angles: B::Angles,
+    /// Rows of the pass.
+    t: usize,
+    /// The rows that predict a scored token, each once, in order.
+    head_rows: Vec<usize>,
+    /// For each scored token, its row's place in `head_rows`.
+    scored: Vec<usize>,
+    /// The scored tokens.
+    targets: Vec<u32>,
 }
 
 /// What the VJP of log-probabilities needs.
@@ -58,9 +68,6 @@ struct Kept<B: Backend> {
     head_input: B::Tensor,
     head_rstd: B::Tensor,
     logits: B::Tensor,
-    rows: Vec<usize>,
-    targets: Vec<u32>,
-    t: usize,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -97,22 +104,22 @@ impl<B: Backend> Engine for Decoder<B> {
     fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
-        self.blocks(0..layer + 1, &mut x, &context, None)?;
+        self.blocks(0..layer + 1, &mut x, &context)?;
         self.backend.download(&x)
     }
 
     fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
-        self.blocks(0..self.layers.len(), &mut x, &context, None)?;
-        self.head_log_probs(&x, pack)
+        self.head_rows(0, &mut x, &context, None)?;
+        self.head_log_probs(&x, &context)
     }
 
     fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.upload(h_td, self.config.d_model)?;
-        self.blocks(layer + 1..self.layers.len(), &mut x, &context, None)?;
-        self.head_log_probs(&x, pack)
+        self.head_rows(layer + 1, &mut x, &context, None)?;
+        self.head_log_probs(&x, &context)
     }
 
     fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)> {
@@ -120,13 +127,12 @@ impl<B: Backend> Engine for Decoder<B> {
         let context = self.context(pack)?;
         let mut x = b.upload(h_td, self.config.d_model)?;
         let mut saved = Vec::with_capacity(self.layers.len() - layer - 1);
-        self.blocks(layer + 1..self.layers.len(), &mut x, &context, Some(&mut saved))?;
-        let (rows, targets): (Vec<_>, Vec<_>) = pack.scored.iter().map(|s| (s.row, s.target)).unzip();
-        let head_input = b.select(&x, &rows)?;
+        self.head_rows(layer + 1, &mut x, &context, Some(&mut saved))?;
+        let head_input = b.select(&x, &context.scored)?;
         let (normed, head_rstd) = b.rms_norm(&head_input, &self.final_norm, self.config.norm_eps)?;
         let logits = b.linear(&normed, &self.head)?;
-        let logps = b.log_probs(&logits, &targets)?;
-        let kept = Kept { context, saved, head_input, head_rstd, logits, rows, targets, t: pack.len() };
+        let logps = b.log_probs(&logits, &context.targets)?;
+        let kept = Kept { context, saved, head_input, head_rstd, logits };
         Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
     }
 
@@ -142,7 +148,7 @@ impl<B: Backend> Engine for Decoder<B> {
             let mut texts: Vec<_> =
                 rows.iter().zip(caches).filter_map(|(rows, cache)| rows.clone().zip(Some(cache))).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, self.heads, &mut texts);
-            self.block(layer, &mut x, &angles, false, attend)?;
+            self.block(layer, &mut x, &angles, None, false, attend)?;
             for run in (0..runs.len()).filter(|&run| rows[run].is_none()) {
                 let cache = runs[twins.source(run, l)].cache.layers::<B>()[l].clone();
                 runs[run].cache.layers::<B>()[l] = cache;
@@ -177,24 +183,35 @@ impl<B: Backend> Engine for Decoder<B> {
 impl<B: Backend> Decoder<B> {
     /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
     fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
-        let b = &self.backend;
-        let dlogits = b.log_probs_vjp(kept.logits, &kept.targets, coef)?;
+        let (b, context) = (&self.backend, &kept.context);
+        let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef)?;
         let dnormed = b.linear_vjp(&dlogits, &self.head)?;
         drop(dlogits);
         let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
         b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
-        let mut dx = b.select_vjp(&dinput, &kept.rows, kept.t)?;
+        let mut dx = b.select_vjp(&dinput, &context.scored, context.head_rows.len())?;
+        if kept.saved.is_empty() {
+            dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
+        }
         for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
-            self.block_vjp(layer, saved, &kept.context, &mut dx)?;
+            dx = self.block_vjp(layer, saved, context, dx)?;
         }
         b.download(&dx)
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {
         let angles = Angles::new(&pack.positions(), &self.frequencies);
+        let mut head_rows: Vec<usize> = pack.scored.iter().map(|s| s.row).collect();
+        head_rows.sort_unstable();
+        head_rows.dedup();
+        let place = |row: usize| head_rows.partition_point(|&r| r < row);
         Ok(Context {
             runs: self.backend.runs(pack.runs())?,
             angles: self.backend.angles(angles, &self.config.rope)?,
+            t: pack.len(),
+            scored: pack.scored.iter().map(|s| place(s.row)).collect(),
+            targets: pack.scored.iter().map(|s| s.target).collect(),
+            head_rows,
         })
     }
 
@@ -215,17 +232,31 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// Runs blocks `range` on packed rows `x`; `keep` collects what their VJPs need.
-    fn blocks(
+    /// Runs blocks `range` on packed rows `x`.
+    fn blocks(&self, range: Range<usize>, x: &mut B::Tensor, context: &Context<B>) -> Result<()> {
+        for layer in &self.layers[range] {
+            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, self.heads, &context.runs);
+            self.block(layer, x, &context.angles, None, false, attend)?;
+        }
+        Ok(())
+    }
+
+    /// Runs blocks `first..` on packed rows `x` and leaves only the rows that the head reads: the last block
+    /// computes no others after its attention. `keep` collects what the VJPs need.
+    fn head_rows(
         &self,
-        range: Range<usize>,
+        first: usize,
         x: &mut B::Tensor,
         context: &Context<B>,
         mut keep: Option<&mut Vec<Saved<B>>>,
     ) -> Result<()> {
-        for layer in &self.layers[range] {
+        if first == self.layers.len() {
+            *x = self.backend.select(x, &context.head_rows)?;
+        }
+        for (l, layer) in self.layers.iter().enumerate().skip(first) {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, self.heads, &context.runs);
-            let saved = self.block(layer, x, &context.angles, keep.is_some(), attend)?;
+            let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);
+            let saved = self.block(layer, x, &context.angles, narrow, keep.is_some(), attend)?;
             if let Some(keep) = keep.as_mut() {
                 keep.extend(saved);
             }
@@ -233,12 +264,14 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// One block: `x += attention(norm(x)); x += mlp(norm(x))`.
+    /// One block: `x += attention(norm(x)); x += mlp(norm(x))`. Only rows `narrow`, where given, go on after the
+    /// attention.
     fn block(
         &self,
         layer: &Layer<B>,
         x: &mut B::Tensor,
         angles: &B::Angles,
+        narrow: Option<&[usize]>,
         keep: bool,
         attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
     ) -> Result<Option<Saved<B>>> {
@@ -247,7 +280,12 @@ impl<B: Backend> Decoder<B> {
         let (normed, attn_rstd) = b.rms_norm(x, &layer.attn_norm, eps)?;
         let mut qkv = b.linear(&normed, &layer.qkv)?;
         b.rope(&mut qkv, self.heads, angles, Turn::Forward)?;
-        b.add(x, &b.linear(&attend(&qkv)?, &layer.attn_out)?)?;
+        let mut attended = attend(&qkv)?;
+        if let Some(rows) = narrow {
+            attended = b.select(&attended, rows)?;
+            *x = b.select(x, rows)?;
+        }
+        b.add(x, &b.linear(&attended, &layer.attn_out)?)?;
 
         let middle = keep.then(|| b.copy(x)).transpose()?;
         let (normed, ffn_rstd) = b.rms_norm(x, &layer.ffn_norm, eps)?;
@@ -260,39 +298,44 @@ impl<B: Backend> Decoder<B> {
             middle,
             ffn_rstd,
             gate_up,
+            narrowed: narrow.is_some(),
         }))
     }
 
-    /// The VJP of one block: `dx` becomes the gradient of its input.
+    /// The VJP of one block: from the gradient of its output to that of its input.
     fn block_vjp(
         &self,
         layer: &Layer<B>,
         saved: Saved<B>,
         context: &Context<B>,
-        dx: &mut B::Tensor,
-    ) -> Result<()> {
+        mut dx: B::Tensor,
+    ) -> Result<B::Tensor> {
         let b = &self.backend;
-        let dgated = b.linear_vjp(dx, &layer.down)?;
+        let dgated = b.linear_vjp(&dx, &layer.down)?;
         let dgate_up = b.swiglu_vjp(saved.gate_up, &dgated)?;
         let dnormed = b.linear_vjp(&dgate_up, &layer.gate_up)?;
-        b.rms_norm_vjp(&saved.middle, &layer.ffn_norm, &saved.ffn_rstd, &dnormed, dx)?;
+        b.rms_norm_vjp(&saved.middle, &layer.ffn_norm, &saved.ffn_rstd, &dnormed, &mut dx)?;
 
-        let dattended = b.linear_vjp(dx, &layer.attn_out)?;
+        let mut dattended = b.linear_vjp(&dx, &layer.attn_out)?;
+        if saved.narrowed {
+            dattended = b.select_vjp(&dattended, &context.head_rows, context.t)?;
+            dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
+        }
         let mut dqkv = b.attention_vjp(&saved.qkv, self.heads, &context.runs, &dattended)?;
         b.rope(&mut dqkv, self.heads, &context.angles, Turn::Back)?;
         let dnormed = b.linear_vjp(&dqkv, &layer.qkv)?;
-        b.rms_norm_vjp(&saved.input, &layer.attn_norm, &saved.attn_rstd, &dnormed, dx)
+        b.rms_norm_vjp(&saved.input, &layer.attn_norm, &saved.attn_rstd, &dnormed, &mut dx)?;
+        Ok(dx)
     }
 
-    /// Log-probabilities of the scored tokens from the last block's output, some rows at a time.
-    fn head_log_probs(&self, x: &B::Tensor, pack: &Pack) -> Result<Vec<f32>> {
-        let mut logps = Vec::with_capacity(pack.scored.len());
-        for scored in pack.scored.chunks(HEAD_ROWS) {
-            let (rows, targets): (Vec<_>, Vec<_>) = scored.iter().map(|s| (s.row, s.target)).unzip();
-            let rows = self.backend.select(x, &rows)?;
+    /// Log-probabilities of the scored tokens from the head's rows of the last block's output, some at a time.
+    fn head_log_probs(&self, x: &B::Tensor, context: &Context<B>) -> Result<Vec<f32>> {
+        let mut logps = Vec::with_capacity(context.scored.len());
+        for (rows, targets) in context.scored.chunks(HEAD_ROWS).zip(context.targets.chunks(HEAD_ROWS)) {
+            let rows = self.backend.select(x, rows)?;
             let (normed, _) = self.backend.rms_norm(&rows, &self.final_norm, self.config.norm_eps)?;
             let logits = self.backend.linear(&normed, &self.head)?;
-            logps.extend(self.backend.log_probs(&logits, &targets)?);
+            logps.extend(self.backend.log_probs(&logits, targets)?);
         }
         Ok(logps)
     }

@@ -45,7 +45,8 @@ pub struct Recipe {
     pub precision: Precision,
     /// Whether the vector of every epoch is kept.
     pub epoch_vectors: bool,
-    /// Packed rows per pass through the model; bounds the memory of a step and never changes its result.
+    /// Packed rows per pass through the model; bounds the memory of a step. The pairs of a pass share the rows of
+    /// what their prompts begin with, so that it also decides the last digits of the gradient.
     #[serde(default = "default_micro_batch")]
     pub micro_batch_rows: usize,
     /// The pairs.
@@ -306,7 +307,7 @@ impl Recipe {
     }
 
     /// What differs from `other` as `key: mine -> theirs`, without the keys that cannot change the result
-    /// (`out`, `cache`, `checkpoint`, `micro_batch_rows`).
+    /// (`out`, `cache`, `checkpoint`).
     pub fn differences(&self, other: &Recipe) -> Vec<String> {
         let (mine, theirs) = (self.decisive(), other.decisive());
         let keys: std::collections::BTreeSet<_> = mine.keys().chain(theirs.keys()).collect();
@@ -321,7 +322,7 @@ impl Recipe {
     fn decisive(&self) -> std::collections::BTreeMap<String, String> {
         let mut flat = std::collections::BTreeMap::new();
         let mut table = toml::Table::try_from(self).expect("a recipe is a table");
-        for key in ["out", "cache", "checkpoint", "micro_batch_rows"] {
+        for key in ["out", "cache", "checkpoint"] {
             table.remove(key);
         }
         flatten("", &toml::Value::Table(table), &mut flat);
