@@ -14,6 +14,7 @@ pub mod attention;
 pub mod blocks;
 pub mod gemm;
 pub mod isa;
+pub mod kv;
 pub mod logprob;
 pub mod mapped;
 mod math;
@@ -38,4 +39,26 @@ pub enum Precision {
     F32,
     /// Inputs rounded to bf16 (nearest even), f32 accumulation.
     Bf16,
+}
+
+/// Texts written at the same time from which on bf16 on tiles is faster than f32 (`cargo bench`, `docs/benchmarks.md`).
+const TEXTS_FOR_TILES: usize = 8;
+
+impl Precision {
+    /// The faster mode for writing `texts` texts at the same time on this processor: bf16 for many texts where there are AMX
+    /// tiles, else f32. A wide tile costs the same for one row as for sixteen.
+    pub fn fastest_for(texts: usize) -> Self {
+        match isa::Isa::current() {
+            isa::Isa::Amx if texts >= TEXTS_FOR_TILES => Self::Bf16,
+            _ => Self::F32,
+        }
+    }
+
+    /// The name in options and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }

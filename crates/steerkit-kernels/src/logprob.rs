@@ -1,7 +1,7 @@
 //! Log-probabilities of chosen tokens from rows of logits.
 
 use crate::isa::multiversion;
-use crate::math::{exp, max, sum_by};
+use crate::math::{self, exp, sum_by};
 use crate::shared::for_rows;
 
 /// `log softmax(logits)[target]` per row of `logits_rv`.
@@ -14,9 +14,16 @@ pub fn log_probs(logits_rv: &[f32], v: usize, targets_r: &[u32], out_r: &mut [f3
 }
 
 multiversion! {
+    /// The largest of `row_v`, negative infinity when it is empty; NaN is passed over.
+    pub fn max(row_v: &[f32]) -> f32 {
+        math::max(row_v)
+    }
+}
+
+multiversion! {
     /// `ln Σ e^x`.
     pub fn log_sum_exp(row_v: &[f32]) -> f32 {
-        let top = max(row_v);
+        let top = math::max(row_v);
         top + sum_by(row_v.len(), |i| exp(row_v[i] - top)).ln()
     }
 }
@@ -34,7 +41,7 @@ pub fn log_probs_vjp(logits_rv: &mut [f32], v: usize, targets_r: &[u32], coef_r:
 
 multiversion! {
     fn softmax_row(row: &mut [f32], scale: f32) {
-        let top = max(row);
+        let top = math::max(row);
         for x in row.iter_mut() {
             *x = exp(*x - top);
         }

@@ -4,7 +4,7 @@ use crate::isa::multiversion;
 use crate::math::sigmoid;
 use crate::shared::for_rows;
 
-const ROWS_PER_TASK: usize = 8;
+const ROWS_PER_TASK: usize = 2;
 
 /// `y_tf = silu(gate) · up` of rows `gate | up` `[t, 2f]`.
 pub fn swiglu(gate_up: &[f32], f: usize, y_tf: &mut [f32]) {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long an idle helper watches for new work before it sleeps.
+/// How long an idle helper watches for new work, and a caller for its helpers' end, before it sleeps: on a machine
+/// with other work the core is better given back.
 const SPIN: Duration = Duration::from_micros(40);
 
 /// Pieces per thread that a call is cut into when it has many tasks.
@@ -20,7 +21,8 @@ static POOL: Pool = Pool {
     threads: AtomicUsize::new(0),
     taken: AtomicBool::new(false),
     epoch: AtomicUsize::new(0),
-    state: Mutex::new(State { job: None, active: 0, helpers: 0, sleeping: 0 }),
+    busy: AtomicUsize::new(0),
+    state: Mutex::new(State { job: None, active: 0, helpers: 0, sleeping: 0, waiting: false }),
     work: Condvar::new(),
     done: Condvar::new(),
 };
@@ -32,6 +34,8 @@ struct Pool {
     taken: AtomicBool,
     /// Counts jobs, so that idle helpers can watch without the lock.
     epoch: AtomicUsize,
+    /// `State::active`, so that the caller can watch without the lock.
+    busy: AtomicUsize,
     state: Mutex<State>,
     work: Condvar,
     done: Condvar,
@@ -44,6 +48,8 @@ struct State {
     /// Helper threads started so far; they live as long as the process.
     helpers: usize,
     sleeping: usize,
+    /// The caller sleeps until `active` is 0.
+    waiting: bool,
 }
 
 /// One call of `for_each`, on its caller's stack.
@@ -83,6 +89,16 @@ impl Job<'_> {
     }
 }
 
+/// Watches while `go_on`, up to [`SPIN`].
+fn spin_while(go_on: impl Fn() -> bool) {
+    let since = Instant::now();
+    while go_on() && since.elapsed() < SPIN {
+        for _ in 0..8 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -109,22 +125,21 @@ impl Pool {
             self.work.notify_all();
         }
         job.work();
+        self.lock().job = None;
+        // Nobody joins any more, and those that did are in their last pieces.
+        spin_while(|| self.busy.load(Ordering::Acquire) > 0);
         let mut state = self.lock();
-        state.job = None;
+        state.waiting = true;
         while state.active > 0 {
             state = self.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.waiting = false;
     }
 
     fn help(&self, index: usize) {
         let mut seen = 0;
         loop {
-            let since = Instant::now();
-            while self.epoch.load(Ordering::Acquire) == seen && since.elapsed() < SPIN {
-                for _ in 0..32 {
-                    std::hint::spin_loop();
-                }
-            }
+            spin_while(|| self.epoch.load(Ordering::Acquire) == seen);
             let mut state = self.lock();
             while self.epoch.load(Ordering::Acquire) == seen {
                 state.sleeping += 1;
@@ -140,11 +155,13 @@ impl Pool {
                 continue;
             }
             state.active += 1;
+            self.busy.store(state.active, Ordering::Release);
             drop(state);
             job.work();
             let mut state = self.lock();
             state.active -= 1;
-            if state.active == 0 {
+            self.busy.store(state.active, Ordering::Release);
+            if state.active == 0 && state.waiting {
                 self.done.notify_one();
             }
         }
@@ -198,6 +215,24 @@ pub fn for_each(n: usize, f: impl Fn(usize) + Sync) {
     if let Some(payload) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
         resume_unwind(payload);
     }
+}
+
+/// Calls `f` with every item, by [`for_each`].
+///
+/// # Panics
+/// As [`for_each`].
+pub fn for_each_mut<T: Send>(items: &mut [T], f: impl Fn(&mut T) + Sync) {
+    crate::shared::for_rows(items, 1, 1, |_, item| f(&mut item[0]));
+}
+
+/// `f(0), …, f(n - 1)` computed by [`for_each`].
+///
+/// # Panics
+/// As [`for_each`].
+pub fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut results: Vec<Option<T>> = (0..n).map(|_| None).collect();
+    crate::shared::for_rows(&mut results, 1, 1, |i, result| result[0] = Some(f(i)));
+    results.into_iter().map(|result| result.expect("every call has run")).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use crate::backend::Backend;
 use crate::edit::{Edit, EditOp};
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
+use crate::twins::Twins;
 use crate::weights::{LayerWeights, Weights};
 use crate::{DecoderConfig, Pack, Result};
 use std::ops::Range;
@@ -137,30 +138,39 @@ impl<B: Backend> Engine for Decoder<B> {
 
     fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>> {
         let b = &self.backend;
-        let tokens: Vec<u32> = runs.iter().flat_map(|r| r.tokens).copied().collect();
-        let positions: Vec<usize> =
-            runs.iter().flat_map(|r| r.cache.len..r.cache.len + r.tokens.len()).collect();
-        let ends = runs.iter().scan(0, |end, r| {
-            *end += r.tokens.len();
-            Some(*end)
-        });
-        let rows: Vec<Range<usize>> =
-            ends.zip(runs.iter()).map(|(end, r)| end - r.tokens.len()..end).collect();
-        let angles = b.angles(Angles::new(&positions, &self.frequencies), &self.config.rope)?;
+        let twins = Twins::of(runs, self.layers.len());
+        let mut rows = twins.rows(runs, 0);
+        let tokens: Vec<u32> = twins.computed(0).flat_map(|run| runs[run].tokens.iter().copied()).collect();
+        let mut angles = self.angles_of(runs, &rows)?;
         let mut x = b.embed(&self.embed, &tokens)?;
         for (l, layer) in self.layers.iter().enumerate() {
+            let caches = runs.iter_mut().map(|run| &mut run.cache.layers::<B>()[l]);
             let mut texts: Vec<_> =
-                rows.iter().cloned().zip(runs.iter_mut().map(|r| &mut r.cache.layers::<B>()[l])).collect();
+                rows.iter().zip(caches).filter_map(|(rows, cache)| rows.clone().zip(Some(cache))).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, self.heads, &mut texts);
             self.block(layer, &mut x, &angles, None, false, attend)?;
+            for run in (0..runs.len()).filter(|&run| rows[run].is_none()) {
+                let cache = runs[twins.source(run, l)].cache.layers::<B>()[l].clone();
+                runs[run].cache.layers::<B>()[l] = cache;
+            }
+            if twins.part_after(l) {
+                let parted = twins.rows(runs, l + 1);
+                let sources = twins.computed(l + 1).filter_map(|run| rows[twins.source(run, l)].clone());
+                x = b.select(&x, &sources.flatten().collect::<Vec<_>>())?;
+                rows = parted;
+                angles = self.angles_of(runs, &rows)?;
+            }
             for (run, rows) in runs.iter().zip(&rows) {
-                self.edit(&mut x, rows.clone(), run.edits, l)?;
+                if let Some(rows) = rows {
+                    self.edit(&mut x, rows.clone(), run.edits, l)?;
+                }
             }
         }
         for run in runs.iter_mut() {
-            run.cache.len += run.tokens.len();
+            run.cache.tokens.extend_from_slice(run.tokens);
         }
-        let last: Vec<usize> = rows.iter().map(|r| r.end - 1).collect();
+        let last = (0..runs.len()).filter_map(|run| rows[twins.source(run, self.layers.len())].as_ref());
+        let last: Vec<usize> = last.map(|rows| rows.end - 1).collect();
         let (normed, _) = b.rms_norm(&b.select(&x, &last)?, &self.final_norm, self.config.norm_eps)?;
         b.download(&b.linear(&normed, &self.head)?)
     }
@@ -203,6 +213,14 @@ impl<B: Backend> Decoder<B> {
             targets: pack.scored.iter().map(|s| s.target).collect(),
             head_rows,
         })
+    }
+
+    /// Angles of the rows of new tokens.
+    fn angles_of(&self, runs: &[CachedRun<'_>], rows: &[Option<Range<usize>>]) -> Result<B::Angles> {
+        let computed = runs.iter().zip(rows).filter(|(_, rows)| rows.is_some());
+        let positions: Vec<usize> =
+            computed.flat_map(|(r, _)| r.cache.len()..r.cache.len() + r.tokens.len()).collect();
+        self.backend.angles(Angles::new(&positions, &self.frequencies), &self.config.rope)
     }
 
     fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, edits: &[Edit], layer: usize) -> Result<()> {

@@ -59,13 +59,18 @@ pub(crate) type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
 pub(crate) struct KvCache {
     /// A `Vec<B::Cache>`.
     layers: Box<dyn Any + Send + Sync>,
-    /// Tokens held.
-    pub(crate) len: usize,
+    /// The tokens that were read.
+    pub(crate) tokens: Vec<u32>,
 }
 
 impl KvCache {
     pub(crate) fn new<B: Backend>(layers: Vec<B::Cache>) -> Self {
-        Self { layers: Box::new(layers), len: 0 }
+        Self { layers: Box::new(layers), tokens: Vec::new() }
+    }
+
+    /// Tokens held.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
     }
 
     /// # Panics

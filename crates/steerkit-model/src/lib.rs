@@ -23,6 +23,7 @@ pub mod prompting;
 pub mod sample;
 pub mod source;
 pub mod tokenizer;
+mod twins;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
@@ -39,7 +40,7 @@ pub use pack::Pack;
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling};
 pub use steerkit_kernels::Precision;
-pub use steerkit_kernels::parallel::{set_threads, threads};
+pub use steerkit_kernels::parallel::{self, set_threads, threads};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.

@@ -62,15 +62,24 @@ pub fn load(path: &Path) -> Result<Loaded> {
 
 fn load_gguf(path: &Path) -> Result<Loaded> {
     let gguf = Gguf::open(path)?;
-    let (config, weights) = arch::read_gguf(&gguf)?;
+    // The hash of a large file takes longer than all the rest.
+    std::thread::scope(|scope| {
+        let sha256 = scope.spawn(|| gguf.source().sha256());
+        let (parts, name) = gguf_parts(path, &gguf)?;
+        let sha256 = sha256.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        parts.loaded(path, name, sha256)
+    })
+}
+
+fn gguf_parts(path: &Path, gguf: &Gguf) -> Result<(Parts, String)> {
+    let (config, weights) = arch::read_gguf(gguf)?;
     let chat_template = gguf.meta.text("tokenizer.chat_template")?.map(str::to_owned);
     let name = match gguf.meta.text("general.name")?.filter(|n| !n.is_empty()) {
         Some(name) => name.to_owned(),
         None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let tokenizer = Tokenizer::from_gguf(&gguf)?;
-    let parts = Parts { config, weights, tokenizer, chat_template };
-    parts.loaded(path, name, gguf.source().sha256())
+    let tokenizer = Tokenizer::from_gguf(gguf)?;
+    Ok((Parts { config, weights, tokenizer, chat_template }, name))
 }
 
 fn load_folder(path: &Path) -> Result<Loaded> {

@@ -8,7 +8,7 @@ use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
 use std::path::Path;
-use steerkit_kernels::{Matrix, Precision};
+use steerkit_kernels::{Matrix, Precision, parallel};
 
 /// How a model is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,7 +73,7 @@ pub struct Sequence {
 impl Sequence {
     /// Tokens read so far.
     pub fn len(&self) -> usize {
-        self.cache.len
+        self.cache.len()
     }
 
     /// Nothing read yet.
@@ -212,15 +212,16 @@ impl Model {
             .map(|r| CachedRun { edits: &r.sequence.edits, cache: &mut r.sequence.cache, tokens: r.tokens })
             .collect();
         let logits = self.decoder.advance(&mut cached)?;
-        let checked = |(run, logits_v): (&Run<'_>, &[f32])| {
+        let rows: Vec<&[f32]> = logits.chunks_exact(self.config().vocab).collect();
+        let checked = parallel::map(rows.len(), |i| {
             // Looking through all weights takes long; a steered text most likely went wrong by its vectors.
-            match run.sequence.edits.is_empty() {
-                true => self.check_finite("logits", logits_v)?,
-                false => check_numbers("logits under steering", logits_v)?,
+            match runs[i].sequence.edits.is_empty() {
+                true => self.check_finite("logits", rows[i])?,
+                false => check_numbers("logits under steering", rows[i])?,
             }
-            Ok(logits_v.to_vec())
-        };
-        Ok(runs.iter().zip(logits.chunks_exact(self.config().vocab)).map(checked).collect())
+            Ok(rows[i].to_vec())
+        });
+        Ok(checked)
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {

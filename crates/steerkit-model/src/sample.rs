@@ -206,13 +206,8 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f64) {
 
 /// The lowest id of those with the largest score.
 fn most_likely(scores_v: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, &score) in scores_v.iter().enumerate() {
-        if score > scores_v[best] {
-            best = id;
-        }
-    }
-    best as u32
+    let top = steerkit_kernels::logprob::max(scores_v);
+    scores_v.iter().position(|&score| score == top).unwrap_or(0) as u32
 }
 
 #[cfg(test)]

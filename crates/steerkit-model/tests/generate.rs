@@ -198,6 +198,36 @@ fn a_text_does_not_depend_on_what_else_is_in_the_batch() {
 }
 
 #[test]
+fn texts_with_one_prompt_are_as_if_alone() {
+    // Multipliers of one vector, plans that part at different blocks, plans that are the same, and another prompt.
+    let plans = [
+        vec![],
+        vec![add(1, 1, 1.0)],
+        vec![add(1, 1, -1.0)],
+        vec![add(1, 1, 1.0), add(2, 2, 1.0)],
+        vec![add(1, 1, 1.0), add(2, 2, -1.0)],
+        vec![add(0, 3, 1.0)],
+        vec![add(1, 1, 1.0)],
+        vec![],
+        vec![add(LAYERS - 1, 1, 2.0)],
+    ];
+    let mut requests: Vec<Request> =
+        plans.iter().map(|edits| Request { edits: edits.clone(), ..greedy(prompt(9, 50), 12) }).collect();
+    requests.insert(3, greedy(prompt(10, 50), 12));
+    let alone: Vec<Completion> =
+        requests.iter().map(|r| run(model(), std::slice::from_ref(r), 1, 256).remove(0)).collect();
+    assert!(alone.iter().map(|c| &c.tokens).collect::<std::collections::HashSet<_>>().len() > 5);
+    for (max_batch, prompt_tokens) in [(10, 1000), (10, 256), (10, 30), (10, 3), (4, 64)] {
+        let together = run(model(), &requests, max_batch, prompt_tokens);
+        for (i, (a, b)) in alone.iter().zip(&together).enumerate() {
+            assert_eq!(a, b, "request {i}, batch {max_batch}, {prompt_tokens} prompt tokens a step");
+            let bits = |c: &Completion| c.logprobs.iter().map(|p| p.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(a), bits(b));
+        }
+    }
+}
+
+#[test]
 fn cached_decoding_is_the_same_as_running_the_whole_text() {
     for request in mixed() {
         let request = Request { sampling: Sampling::default(), ..request };

@@ -45,25 +45,43 @@ pub(crate) struct BenchTrain {
     pub(crate) steps: usize,
 }
 
-/// Time reading a prompt and writing an answer
+/// Time reading prompts and writing texts
 ///
-/// Prompt tokens are read in one pass, then every sequence writes token by token in one batch.
+/// Every text has a prompt of its own; then all of them write token by token in one batch, text i under vector
+/// i modulo --plans. With --against-plans, the batch is timed against the same batch with another number of
+/// vectors, in alternating blocks of four steps.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  steerkit bench decode --model smollm2-135m --sequences 8 --json")]
+Examples:
+  steerkit bench decode --model smollm2-135m --batch 16 --plans 16 --precision auto --json
+  steerkit bench decode --model smollm2-135m --batch 16 --plans 16 --against-plans 0
+      What steering costs.
+  steerkit bench decode --model smollm2-135m --batch 32 --plans 32 --against-plans 1
+      What many different vectors cost.")]
 pub(crate) struct BenchDecode {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Texts in the batch
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
+    pub(crate) batch: usize,
+    /// Different vectors in the batch; 0 is the plain model
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) plans: usize,
+    /// Block after which the vectors are added, counted from 0 [default: the middle one]
+    #[arg(long, value_name = "N")]
+    pub(crate) layer: Option<usize>,
     /// Tokens of each prompt
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = positive)]
     pub(crate) prompt_tokens: usize,
-    /// Tokens to write per sequence
+    /// Tokens that each text writes
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub(crate) tokens: usize,
-    /// Sequences in the batch
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = positive)]
-    pub(crate) sequences: usize,
+    /// Compare with the batch under this many vectors instead
+    #[arg(long, value_name = "K")]
+    pub(crate) against_plans: Option<usize>,
+    /// Pairs of blocks of a comparison
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = positive)]
+    pub(crate) blocks: usize,
 }
 
 /// Time opening a model

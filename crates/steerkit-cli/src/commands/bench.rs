@@ -4,14 +4,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
+use steerkit::bench::decode::{DecodeBench, decode_difference, decode_speed};
 use steerkit::bench::{TrainBench, TrainSpeed, train_speed};
 use steerkit::data::{ReadOptions, read};
-use steerkit::text_stats::median;
-use steerkit_model::{Model, ModelError, Run, Sequence};
 
 use super::steering;
 use crate::args::{BenchDecode, BenchLoad, BenchTarget, BenchTrain};
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::memory;
 use crate::output::{Printer, number};
 
@@ -38,7 +37,7 @@ impl<T: Serialize> Measured<T> {
 }
 
 fn train(args: &BenchTrain, printer: Printer) -> Outcome {
-    let model = steering::open(&args.model)?;
+    let model = steering::open(&args.model, 1)?;
     let options = ReadOptions { limit: Some(args.batch * args.steps), ..ReadOptions::default() };
     let data = read(&args.data, &options)?;
     let folder = tempfile::tempdir()?;
@@ -46,7 +45,7 @@ fn train(args: &BenchTrain, printer: Printer) -> Outcome {
         layer: args.layer,
         batch: args.batch,
         steps: args.steps,
-        precision: args.model.precision.name(),
+        precision: args.model.precision.resolve(1).name(),
         folder: folder.path(),
     };
     let speed: TrainSpeed = train_speed(&model, &data, &bench, &AtomicBool::new(false))?;
@@ -61,58 +60,42 @@ fn train(args: &BenchTrain, printer: Printer) -> Outcome {
     printer.result(&Measured::new(speed))
 }
 
-/// Speed of reading a prompt and of writing.
+/// A result of `bench decode`, and the arithmetic that it is for.
 #[derive(Serialize)]
-struct DecodeSpeed {
-    prompt_tokens_per_second: f64,
-    seconds_per_token: f64,
-    tokens_per_second: f64,
-    sequences: usize,
+struct Decoded<T> {
+    #[serde(flatten)]
+    result: T,
+    precision: &'static str,
 }
 
 fn decode(args: &BenchDecode, printer: Printer) -> Outcome {
-    let model = steering::open(&args.model)?;
-    let vocab = model.config().vocab as u32;
-    // Any tokens do: the work does not depend on which they are.
-    let prompt: Vec<u32> = (0..args.prompt_tokens as u32).map(|i| (1 + 7 * i) % vocab).collect();
-    let mut sequences: Vec<Sequence> =
-        (0..args.sequences).map(|_| model.new_sequence(Vec::new())).collect::<Result<_, ModelError>>()?;
-    let began = Instant::now();
-    let mut next = advance(&model, &mut sequences, &vec![prompt; args.sequences])?;
-    let reading = began.elapsed().as_secs_f64();
-    let mut seconds = Vec::new();
-    for _ in 0..args.tokens {
-        let began = Instant::now();
-        next = advance(&model, &mut sequences, &next)?;
-        seconds.push(began.elapsed().as_secs_f64());
+    let model = steering::open(&args.model, args.batch)?;
+    let precision = args.model.precision.resolve(args.batch).name();
+    let bench = DecodeBench {
+        batch: args.batch,
+        plans: args.plans,
+        layer: args.layer.unwrap_or(model.config().n_layers / 2),
+        prompt_tokens: args.prompt_tokens,
+        tokens: args.tokens,
+    };
+    if let Some(against) = args.against_plans {
+        let found = decode_difference(&model, &bench, against, args.blocks)?;
+        let percent = |x: f64| format!("{:+.2} %", 100.0 * x);
+        printer.line(format_args!(
+            "{} plans against {against}: {} of the time, 95 % interval {} to {}",
+            found.plans,
+            percent(found.difference),
+            percent(found.interval.0),
+            percent(found.interval.1)
+        ))?;
+        return printer.result(&Measured::new(Decoded { result: found, precision }));
     }
-    let seconds_per_token = median(&seconds).unwrap_or(f64::NAN);
-    let speed = DecodeSpeed {
-        prompt_tokens_per_second: (args.prompt_tokens * args.sequences) as f64 / reading,
-        seconds_per_token,
-        tokens_per_second: args.sequences as f64 / seconds_per_token,
-        sequences: args.sequences,
-    };
+    let speed = decode_speed(&model, &bench)?;
     printer.line(format_args!(
-        "reads {:.0} tokens/s, writes {:.1} tokens/s ({:.1} ms per token of {} sequences)",
-        speed.prompt_tokens_per_second,
-        speed.tokens_per_second,
-        1e3 * speed.seconds_per_token,
-        speed.sequences
+        "{precision}: reads {:.0} tokens/s, writes {:.1} tokens/s ({:.1} ms per step of {} texts)",
+        speed.prefill_tok_s, speed.decode_tok_s, speed.ms_per_step, speed.batch
     ))?;
-    printer.result(&Measured::new(speed))
-}
-
-/// Feeds each sequence its tokens and takes the likeliest next ones.
-fn advance(model: &Model, sequences: &mut [Sequence], tokens: &[Vec<u32>]) -> Outcome<Vec<Vec<u32>>> {
-    let mut runs: Vec<Run<'_>> =
-        sequences.iter_mut().zip(tokens).map(|(sequence, tokens)| Run { sequence, tokens }).collect();
-    let logits = model.advance(&mut runs)?;
-    let best = |logits: Vec<f32>| {
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        vec![best.map_or(0, |(token, _)| token as u32)]
-    };
-    logits.into_iter().map(|logits| logits.map(best).map_err(Failure::from)).collect()
+    printer.result(&Measured::new(Decoded { result: speed, precision }))
 }
 
 #[derive(Serialize)]
@@ -124,7 +107,7 @@ struct LoadSpeed {
 
 fn load(args: &BenchLoad, printer: Printer) -> Outcome {
     let began = Instant::now();
-    let model = steering::open(&args.model)?;
+    let model = steering::open(&args.model, 1)?;
     let seconds = began.elapsed().as_secs_f64();
     drop(model);
     let path = super::model::resolve(&args.model.model)?;

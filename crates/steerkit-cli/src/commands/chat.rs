@@ -33,7 +33,7 @@ const HELP: &str = "\
 pub(crate) fn run(args: &ChatArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let vectors = args.steering.steer.iter().map(Applied::load).collect::<Outcome<Vec<_>>>()?;
-    let model = steering::open(&args.model)?;
+    let model = steering::open(&args.model, 1)?;
     if model.chat_template()?.is_none() {
         return Err(Failure::input(format_args!("model {:?} has no chat template", model.identity().name))
             .hint("use steerkit generate --raw for plain completion"));

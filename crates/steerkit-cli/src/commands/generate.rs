@@ -27,6 +27,7 @@ struct Answer<'a> {
     finish: &'static str,
     prompt_tokens: usize,
     system: Option<&'a str>,
+    precision: &'static str,
     plan: Vec<PlanPart>,
 }
 
@@ -38,7 +39,8 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
         (None, Some(file)) => prompts::read(file)?,
         (None, None) => vec![prompts::from_stdin()?],
     };
-    let model = steering::open(&args.model)?;
+    let at_once = args.batch.min(texts.len() * args.multipliers.len().max(1));
+    let model = steering::open(&args.model, at_once)?;
     let system = steering::system_prompt(&args.steering, &vectors, printer);
     let system = if args.raw || model.chat_template()?.is_none() { None } else { system };
     let prompting = steering::prompting(&model, system)?;
@@ -88,6 +90,7 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
                 finish: finish_name(completion.finish),
                 prompt_tokens: prompts[i].len(),
                 system: prompting.system.as_deref(),
+                precision: args.model.precision.resolve(at_once).name(),
                 plan: vectors.iter().map(|v| v.part(*factor)).collect(),
             })?;
         }

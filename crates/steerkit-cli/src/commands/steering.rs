@@ -13,9 +13,9 @@ use crate::args::{ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
 use crate::failure::{Failure, Outcome};
 use crate::output::Printer;
 
-/// Opens the model that the options name.
-pub(crate) fn open(args: &ModelArgs) -> Outcome<Model> {
-    let options = OpenOptions { precision: args.precision.into(), ..OpenOptions::default() };
+/// Opens the model that the options name, to write this many texts at a time.
+pub(crate) fn open(args: &ModelArgs, texts: usize) -> Outcome<Model> {
+    let options = OpenOptions { precision: args.precision.resolve(texts), ..OpenOptions::default() };
     Ok(Model::open(&model::resolve(&args.model)?, &options)?)
 }
 

@@ -32,7 +32,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Which rows see which in a packed batch.
     type Runs;
     /// Keys and values of one text at one block.
-    type Cache: Send + Sync + 'static;
+    type Cache: Clone + Send + Sync + 'static;
 
     fn matrix(&self, matrix: &Matrix) -> Result<Self::Matrix>;
     fn gain(&self, gain: &[f32]) -> Result<Self::Gain>;

@@ -2,10 +2,11 @@
 
 mod text;
 
-use crate::sample::{Sampler, Sampling};
+use crate::sample::{Choice, Sampler, Sampling};
 use crate::{Edit, Model, ModelError, Result, Run, Sequence};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use steerkit_kernels::parallel;
 use text::TextStream;
 
 /// A text to continue.
@@ -174,40 +175,48 @@ impl<'m> Batcher<'m> {
             return Ok(Vec::new());
         }
         let mut logits = self.model.advance(&mut runs)?.into_iter();
+        let mut read: Vec<_> = texts
+            .into_iter()
+            .zip(counts)
+            .map(|(text, n)| (text, n, if n > 0 { logits.next() } else { None }, None))
+            .collect();
+        parallel::for_each_mut(&mut read, |(text, n, logits_v, choice)| {
+            *choice = logits_v.take().and_then(|logits_v| text.choose(*n, logits_v));
+        });
         let mut events = Vec::new();
-        for (mut text, n) in texts.into_iter().zip(counts) {
-            if n == 0 {
+        for (text, _, _, choice) in read {
+            let Some(choice) = choice else {
                 self.running.push(text);
                 continue;
-            }
-            text.read += n;
-            let logits_v = logits.next().expect("one result per run");
-            match logits_v {
-                Ok(_) if text.read < text.unread.len() => self.running.push(text),
-                Ok(logits_v) => {
-                    let (event, text) = text.next(self.model, &logits_v);
-                    events.push(event);
-                    self.running.extend(text);
-                }
-                Err(error) => events.push(Event { id: text.id, news: Err(error) }),
-            }
+            };
+            let (event, text) = text.next(self.model, choice);
+            events.push(event);
+            self.running.extend(text);
         }
         Ok(events)
     }
 
     /// How many tokens each text reads in this step: running ones their last, the others a part of their prompts,
-    /// the oldest first.
+    /// the oldest first. Texts with the same prompt read the same part, so that what they have in common is computed
+    /// once.
     fn counts(&self, texts: &[Text<'_>]) -> Vec<usize> {
         let mut budget = self.limits.prompt_tokens;
-        let count = |text: &Text<'_>| {
-            if text.generated > 0 {
-                return 1;
+        let mut counts: Vec<Option<usize>> =
+            texts.iter().map(|text| (text.generated > 0).then_some(1)).collect();
+        for first in 0..texts.len() {
+            if counts[first].is_some() {
+                continue;
             }
-            let n = budget.min(text.unread.len() - text.read);
-            budget -= n;
-            n
-        };
-        texts.iter().map(count).collect()
+            let (prompt, read) = (&texts[first].unread, texts[first].read);
+            let alike = |text: &Text<'_>| text.generated == 0 && text.read == read && text.unread == *prompt;
+            let twins: Vec<usize> = (first..texts.len()).filter(|&i| alike(&texts[i])).collect();
+            // At least one token each: a crowd of twins shall not wait for ever.
+            let share = if budget == 0 { 0 } else { (budget / twins.len()).max(1) };
+            let n = share.min(prompt.len() - read);
+            budget = budget.saturating_sub(n * twins.len());
+            twins.iter().for_each(|&i| counts[i] = Some(n));
+        }
+        counts.into_iter().map(|n| n.expect("every text was counted")).collect()
     }
 }
 
@@ -257,10 +266,20 @@ impl<'m> Text<'m> {
         Run { sequence: &mut self.sequence, tokens: &self.unread[self.read..self.read + n] }
     }
 
-    /// Chooses the next token. Gives the text back unless it ended.
-    fn next(mut self, model: &Model, logits_v: &[f32]) -> (Event, Option<Self>) {
+    /// Chooses the next token after `n` more tokens were read; none while some of the prompt is left.
+    fn choose(&mut self, n: usize, logits_v: Result<Vec<f32>>) -> Option<Result<Choice>> {
+        self.read += n;
+        match logits_v {
+            Ok(_) if self.read < self.unread.len() => None,
+            Ok(logits_v) => Some(self.sampler.sample(&logits_v)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Takes up the next token. Gives the text back unless it ended.
+    fn next(mut self, model: &Model, choice: Result<Choice>) -> (Event, Option<Self>) {
         let id = self.id;
-        let choice = match self.sampler.sample(logits_v) {
+        let choice = match choice {
             Ok(choice) => choice,
             Err(error) => return (Event { id, news: Err(error) }, None),
         };

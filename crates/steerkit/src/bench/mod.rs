@@ -1,4 +1,6 @@
-//! Measuring the speed of whole training steps.
+//! Measuring the speed of whole training steps and, in [`decode`], of writing.
+
+pub mod decode;
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
