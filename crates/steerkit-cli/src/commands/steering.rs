@@ -16,7 +16,8 @@ use crate::output::Printer;
 /// Opens the model that the options name.
 pub(crate) fn open(args: &ModelArgs) -> Outcome<Model> {
     let options = OpenOptions { precision: args.precision.into(), ..OpenOptions::default() };
-    Ok(Model::open(&model::resolve(&args.model)?, &options)?)
+    let path = model::resolve(&args.model)?;
+    Ok(Model::open_with_lora(&path, &args.lora.lora, args.lora.mode(), &options)?)
 }
 
 /// A vector with its multiplier.
