@@ -3,7 +3,7 @@
     pip install torch==2.15.0 transformers==5.23.0 peft==0.19.0 gguf==0.19.0 safetensors==0.8.0
     python tests/data/make_families.py && python tests/data/make_lora.py
 
-Each folder has golden.json and golden.safetensors in the layout of goldens/, the adapters `a` (weight 1) and `b`
+Each folder has golden.json and golden.safetensors in the layout of goldens/, the adapters `first` (weight 1) and `second`
 (rsLoRA, weight 0.5) as folders and as GGUF files, and lora.json with the base model. PEFT's own layers made every number.
 """
 
@@ -59,29 +59,30 @@ def main():
             c = model.config
             a = LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False)
             b = LoraConfig(r=3, lora_alpha=2, use_rslora=True, target_modules=few, init_lora_weights=False)
-            model = get_peft_model(model, a, adapter_name="a")
-            model.add_adapter("b", b)
+            model = get_peft_model(model, a, adapter_name="first")
+            model.add_adapter("second", b)
             with torch.no_grad():
                 for key, p in model.named_parameters():
                     if "lora_" in key:
                         p.copy_((0.15 * torch.randn_like(p)).to(torch.bfloat16).float())
-            model.save_pretrained(folder, selected_adapters=["a", "b"])
-            model.base_model.set_adapter(["a", "b"])
+            model.save_pretrained(folder, selected_adapters=["first", "second"])
+            model.base_model.set_adapter(["first", "second"])
             for module in model.modules():
-                if hasattr(module, "scaling") and "b" in module.scaling:
-                    module.scaling["b"] *= 0.5
+                if isinstance(getattr(module, "scaling", None), dict) and "second" in module.scaling:
+                    module.scaling["second"] *= 0.5
             tensors, numbers = golden(model.base_model.model.eval(), seed)
             if min(run["min_top2_gap"] for run in numbers["greedy"].values()) > 0.01:
                 break
-        for adapter, config in (("a", a), ("b", b)):
+        for adapter, config in (("first", a), ("second", b)):
             own = folder / adapter
             (own / "README.md").unlink(missing_ok=True)
+            (folder / "README.md").unlink(missing_ok=True)
             f = own / "adapter_model.safetensors"
             save_file({k: t.to(torch.bfloat16) for k, t in load_file(f).items()}, f)
             write_gguf(own, config, folder / f"{adapter}.gguf", arch, c, permute)
         save_file({k: t.detach().contiguous() for k, t in tensors.items()}, folder / "golden.safetensors")
         (folder / "golden.json").write_text(json.dumps(numbers, indent=1) + "\n")
-        (folder / "lora.json").write_text(json.dumps({"base": base, "adapters": {"a": 1.0, "b": 0.5}}) + "\n")
+        (folder / "lora.json").write_text(json.dumps({"base": base, "adapters": {"first": 1.0, "second": 0.5}}) + "\n")
         print(name, "seed", seed)
 
 

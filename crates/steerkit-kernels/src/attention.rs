@@ -1,4 +1,4 @@
-//! Grouped-query attention with a causal mask, over a forest of packed texts or over a key/value cache.
+//! Grouped-query attention with a causal mask over a forest of packed texts; over a key/value cache: [`crate::kv`].
 //!
 //! `softmax(q·kᵀ / √h) · v` (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023), where a model has them with
 //! a sliding window (Mistral 7B, Jiang et al. 2023) and capped scores `cap · tanh(score / cap)` (Gemma 2). Each
@@ -35,7 +35,7 @@ impl Heads {
     }
 
     /// The keys that query `i` of the last `m` of `s` sees.
-    fn seen(&self, i: usize, m: usize, s: usize) -> Range<usize> {
+    pub(crate) fn seen(&self, i: usize, m: usize, s: usize) -> Range<usize> {
         let end = s - m + i + 1;
         self.window.map_or(0, |w| end.saturating_sub(w))..end
     }
@@ -86,38 +86,6 @@ pub fn attention(heads: Heads, qkv: &[f32], runs: &[Run], out: &mut [f32]) {
             (s.keys, s.values) = (keys, values);
             // SAFETY: each head of a row is written by one task alone.
             unsafe { scatter_heads(&s.out, heads, &out, out_width, run.rows.clone(), kv) };
-        });
-    });
-}
-
-/// Keys and values of one text at one block: `[s, k·h]` each, new rows already appended.
-#[derive(Clone, Copy, Debug)]
-pub struct CachedText<'a> {
-    /// Keys.
-    pub keys: &'a [f32],
-    /// Values.
-    pub values: &'a [f32],
-    /// The text's new rows in the batch; they are the last rows of the cache.
-    pub rows: (usize, usize),
-}
-
-/// Attention of new rows `qkv` of several texts, each over its own cache, into `out` `[t, n·h]`.
-pub fn attention_cached(heads: Heads, qkv: &[f32], texts: &[CachedText<'_>], out: &mut [f32]) {
-    let (width, out_width, kv_width) = (heads.qkv_width(), heads.n * heads.h, heads.k * heads.h);
-    let out = Shared::new(out);
-    crate::parallel::for_each(texts.len() * heads.k, |task| {
-        let (text, kv) = (&texts[task / heads.k], task % heads.k);
-        let rows = text.rows.0..text.rows.1;
-        with_scratch(|s| {
-            let side = Side {
-                data: &text.keys[kv * heads.h..],
-                stride: kv_width,
-                values: &text.values[kv * heads.h..],
-                n_keys: text.keys.len() / kv_width,
-            };
-            s.attend(heads, qkv, width, rows.clone(), kv, side);
-            // SAFETY: each head of a row is written by one task alone.
-            unsafe { scatter_heads(&s.out, heads, &out, out_width, rows, kv) };
         });
     });
 }
@@ -342,7 +310,7 @@ impl Scratch {
 
 multiversion! {
     /// Softmax over the numbers from `start` to `end`; the others become zero.
-    fn softmax_between(row: &mut [f32], start: usize, end: usize) {
+    pub(crate) fn softmax_between(row: &mut [f32], start: usize, end: usize) {
         let (before, rest) = row.split_at_mut(start);
         let (seen, after) = rest.split_at_mut(end - start);
         before.fill(0.0);
@@ -460,24 +428,6 @@ mod tests {
             let mut dqkv = vec![f32::NAN; qkv.len()];
             attention_vjp(heads, &qkv, &runs(), &dout, &mut dqkv);
             assert_vjp(&qkv, &dout, &dqkv, |x| run(heads, x, &runs()));
-        }
-    }
-
-    #[test]
-    fn a_cache_gives_the_bits_of_the_whole_text() {
-        let (t, w, kv) = (9, HEADS.qkv_width(), HEADS.k * HEADS.h);
-        let qkv = noise(3, t * w);
-        let part =
-            |from: usize| qkv.chunks(w).flat_map(|r| r[from..from + kv].to_vec()).collect::<Vec<f32>>();
-        let (keys, values) = (part(HEADS.n * HEADS.h), part(HEADS.n * HEADS.h + kv));
-        let parts = [(0, 4), (4, 5), (5, 9)].map(|part| [(HEADS, part), (CAPPED, part)]);
-        for (heads, (from, to)) in parts.into_iter().flatten() {
-            let whole = run(heads, &qkv, &[Run { rows: 0..t, keys: vec![0..t], tree: 0 }]);
-            let mut out = vec![f32::NAN; (to - from) * HEADS.n * HEADS.h];
-            let text =
-                CachedText { keys: &keys[..to * kv], values: &values[..to * kv], rows: (0, to - from) };
-            attention_cached(heads, &qkv[from * w..to * w], &[text], &mut out);
-            assert_eq!(out, whole[from * HEADS.n * HEADS.h..to * HEADS.n * HEADS.h]);
         }
     }
 }

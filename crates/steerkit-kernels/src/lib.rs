@@ -14,6 +14,7 @@ pub mod attention;
 pub mod blocks;
 pub mod gemm;
 pub mod isa;
+pub mod kv;
 pub mod logprob;
 pub mod mapped;
 mod math;

@@ -110,6 +110,15 @@ impl Matrix {
         self.parts.iter().map(|p| p.bytes.len).sum()
     }
 
+    /// Format, first row, rows and bytes of each part.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (BlockFormat, usize, usize, &[u8])> {
+        let ends = self.parts.iter().skip(1).map(|p| p.first_row).chain([self.rows]);
+        self.parts
+            .iter()
+            .zip(ends)
+            .map(|(p, end)| (p.format, p.first_row, end - p.first_row, p.bytes.as_slice()))
+    }
+
     /// Expands row `row` into `out[..cols]`.
     pub fn expand_row(&self, row: usize, out: &mut [f32]) {
         self.expand_part(Isa::current(), row, 0, &mut out[..self.cols]);

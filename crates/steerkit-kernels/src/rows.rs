@@ -45,7 +45,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn softcap_row(x: &mut [f32], cap: f32) {
+    pub(crate) fn softcap_row(x: &mut [f32], cap: f32) {
         for x in x.iter_mut() {
             *x = cap * tanh(*x / cap);
         }

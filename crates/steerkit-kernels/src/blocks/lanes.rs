@@ -59,6 +59,56 @@ impl Lanes for Portable {
     }
 }
 
+/// Sixteen codes of a row, and what turns them into weights: `scale · code + min`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Coded {
+    pub(crate) codes: [u8; 16],
+    pub(crate) scale: f32,
+    pub(crate) min: f32,
+}
+
+/// Not numbers but what they would be made of: the bits of sixteen codes, the scale and the minimum.
+pub(super) struct Record;
+
+impl Record {
+    fn write(coded: Coded) -> [f32; 16] {
+        let mut out = [0.0; 16];
+        for (out, bytes) in out.iter_mut().zip(coded.codes.as_chunks::<4>().0) {
+            *out = f32::from_le_bytes(*bytes);
+        }
+        (out[4], out[5]) = (coded.scale, coded.min);
+        out
+    }
+
+    /// What [`Lanes`] wrote.
+    pub(super) fn read(written: &[f32; 16]) -> Coded {
+        let mut codes = [0; 16];
+        for (bytes, x) in codes.as_chunks_mut::<4>().0.iter_mut().zip(written) {
+            *bytes = x.to_le_bytes();
+        }
+        Coded { codes, scale: written[4], min: written[5] }
+    }
+}
+
+impl Lanes for Record {
+    fn scale(codes: u128, offset: i32, d: f32) -> [f32; 16] {
+        Self::write(Coded { codes: codes.to_le_bytes(), scale: d, min: -d * offset as f32 })
+    }
+
+    fn scale_add(codes: u128, d: f32, m: f32) -> [f32; 16] {
+        Self::write(Coded { codes: codes.to_le_bytes(), scale: d, min: m })
+    }
+
+    fn look_up(codes: u128, table: &[f32; 16], d: f32) -> [f32; 16] {
+        let codes = codes.to_le_bytes().map(|q| (table[usize::from(q & 15)] + 128.0) as u8);
+        Self::write(Coded { codes, scale: d, min: -128.0 * d })
+    }
+
+    fn half(h: u16) -> f32 {
+        super::f16_to_f32(h)
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
 

@@ -10,6 +10,8 @@ mod small;
 use crate::isa::Isa;
 use lanes::Lanes;
 
+pub(crate) use lanes::Coded;
+
 /// How the numbers of a weight row are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -151,6 +153,19 @@ impl BlockFormat {
         self.expand_with(Isa::current(), bytes, out);
     }
 
+    /// Whether a weight is `scale · code + min` with a code of up to 8 bits.
+    pub(crate) const fn has_codes(self) -> bool {
+        !matches!(self, F32 | F16 | BF16 | MXFP4)
+    }
+
+    /// The codes of one row of `cols` numbers, sixteen by sixteen; for formats that have codes.
+    pub(crate) fn codes(self, bytes: &[u8], cols: usize) -> Vec<Coded> {
+        assert!(self.has_codes() && Some(bytes.len()) == self.row_bytes(cols));
+        let mut out = vec![0.0; cols];
+        expand_body::<lanes::Record>(self, bytes, &mut out);
+        out.as_chunks().0.iter().map(lanes::Record::read).collect()
+    }
+
     /// [`expand`](Self::expand) with the instructions of `isa`; the bits do not depend on it.
     pub(crate) fn expand_with(self, isa: Isa, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(Some(bytes.len()), self.row_bytes(out.len()), "{self:?} row of {} numbers", out.len());
@@ -214,7 +229,7 @@ fn each<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], f: impl F
 
 /// Half precision to single, exact. It multiplies no subnormals, which are slow on some processors.
 #[inline(always)]
-fn f16_to_f32(h: u16) -> f32 {
+pub(crate) fn f16_to_f32(h: u16) -> f32 {
     let magnitude = u32::from(h & 0x7fff);
     let subnormal = (magnitude as i32 as f32 * f32::from_bits((127 - 24) << 23)).to_bits();
     let normal = (magnitude << 13) + ((127 - 15) << 23);

@@ -17,12 +17,18 @@
 pub(crate) mod amx;
 mod bf16;
 mod driver;
+mod few;
+mod interleaved;
 mod micro;
 mod pack;
+mod panel;
 mod strided;
 #[cfg(test)]
 mod tests;
 
+pub use few::linear_interleaved;
+pub use interleaved::Interleaved;
+pub(crate) use panel::{panel_width, times_panel};
 pub use strided::product;
 
 use crate::isa::Isa;

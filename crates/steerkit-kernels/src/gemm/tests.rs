@@ -22,7 +22,9 @@ fn random_matrix(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Ma
     let len = rows * format.row_bytes(cols).unwrap();
     let mut bytes: Vec<u8> = (0..len).map(|_| rng.random()).collect();
     let halves: &[usize] = match format {
-        BlockFormat::Q4_1 => &[0, 2],
+        BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4_K | BlockFormat::Q5_K => &[0, 2],
+        BlockFormat::Q2_K => &[80, 82],
+        BlockFormat::Q3_K => &[108],
         BlockFormat::Q6_K => &[208],
         _ => &[0],
     };
@@ -252,4 +254,39 @@ fn empty_products() {
     let mut c = [7.0; 2];
     product(1, 2, 0, 2.0, none, none, false, &mut c, 2);
     assert_eq!(c, [0.0; 2]);
+}
+
+#[test]
+fn interleaved_weights_give_the_same_bits() {
+    let stack = |a, b, cols| Matrix::stack([random_matrix(a, 50, cols, 5), random_matrix(b, 37, cols, 6)]);
+    let coded: Vec<BlockFormat> = BlockFormat::ALL.into_iter().filter(|f| f.has_codes()).collect();
+    assert_eq!(coded.len(), 12);
+    for (i, &format) in coded.iter().enumerate() {
+        let cols = if format.block_len() == 32 { [32, 576, 1568][i % 3] } else { [256, 1536][i % 2] };
+        let other = if cols == 1536 { BlockFormat::Q6_K } else { BlockFormat::Q4_1 };
+        let w = stack(format, other, cols);
+        let interleaved = Interleaved::new(&w).expect("all parts have codes");
+        for t in [1, 2, 9, 17, 33, 70] {
+            let x = random(t * cols, 7);
+            for (isa, precision) in
+                Isa::available().flat_map(|isa| [(isa, Precision::F32), (isa, Precision::Bf16)])
+            {
+                let (mut y, mut y_few) = (vec![0.0; t * w.rows()], vec![1.0; t * w.rows()]);
+                with_isa(isa, || {
+                    linear(&w, &x, t, &mut y, precision);
+                    linear_interleaved(&interleaved, &x, t, &mut y_few, precision);
+                });
+                assert_eq!(bits(&y), bits(&y_few), "{format:?} {isa:?} {precision:?} [{t}, {cols}]");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_without_codes_are_not_interleaved() {
+    let w = |format| random_matrix(format, 3, 32, 1);
+    for format in [BlockFormat::F32, BlockFormat::F16, BlockFormat::BF16, BlockFormat::MXFP4] {
+        assert!(Interleaved::new(&w(format)).is_none());
+        assert!(Interleaved::new(&Matrix::stack([w(BlockFormat::Q8_0), w(format)])).is_none());
+    }
 }

@@ -4,11 +4,13 @@ use super::Backend;
 use crate::Result;
 use crate::config::{Rope, RopePairing};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use steerkit_kernels::attention::{self, CachedText, Heads, Run};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use steerkit_kernels::attention::{self, Heads, Run};
+use steerkit_kernels::gemm::{self, Interleaved};
+use steerkit_kernels::kv::{CachedText, KeyValues, attention_cached};
 use steerkit_kernels::mlp::Activation;
 use steerkit_kernels::rope::{Angles, Pairing, Turn};
-use steerkit_kernels::{Matrix, Precision, gemm, logprob, mlp, norm, rope, rows};
+use steerkit_kernels::{Matrix, Precision, logprob, mlp, norm, rope, rows};
 
 /// The CPU, in one numeric mode.
 pub(crate) struct Cpu {
@@ -106,11 +108,24 @@ impl Drop for Tensor {
     }
 }
 
-/// Keys and values of one text at one block, `[s, k·h]` each.
-#[derive(Default)]
-pub(crate) struct Cache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+/// Rows up to which a product is one with few rows: what a batch of texts that are being written needs.
+const FEW_ROWS: usize = 48;
+
+/// A frozen matrix as it is stored and, from its first product with few rows on, in the layout for those.
+pub(crate) struct Weight {
+    stored: Matrix,
+    interleaved: OnceLock<Option<Interleaved>>,
+}
+
+impl Weight {
+    /// The layout for few rows if it serves a product with `rows` rows: in bf16 it also expands faster than the stored
+    /// blocks, but training alone must not pay its memory.
+    fn interleaved(&self, rows: usize, precision: Precision) -> Option<&Interleaved> {
+        if rows <= FEW_ROWS {
+            return self.interleaved.get_or_init(|| Interleaved::new(&self.stored)).as_ref();
+        }
+        self.interleaved.get().and_then(Option::as_ref).filter(|_| precision == Precision::Bf16)
+    }
 }
 
 pub(crate) struct CpuAngles {
@@ -120,14 +135,14 @@ pub(crate) struct CpuAngles {
 
 impl Backend for Cpu {
     type Tensor = Tensor;
-    type Matrix = Matrix;
+    type Matrix = Weight;
     type Gain = Vec<f32>;
     type Angles = CpuAngles;
     type Runs = Vec<Run>;
-    type Cache = Cache;
+    type Cache = KeyValues;
 
-    fn matrix(&self, matrix: &Matrix) -> Result<Matrix> {
-        Ok(matrix.clone())
+    fn matrix(&self, matrix: &Matrix) -> Result<Weight> {
+        Ok(Weight { stored: matrix.clone(), interleaved: OnceLock::new() })
     }
 
     fn gain(&self, gain: &[f32]) -> Result<Vec<f32>> {
@@ -166,7 +181,8 @@ impl Backend for Cpu {
         Ok(zeros)
     }
 
-    fn embed(&self, embed: &Matrix, tokens: &[u32]) -> Result<Tensor> {
+    fn embed(&self, embed: &Weight, tokens: &[u32]) -> Result<Tensor> {
+        let embed = &embed.stored;
         let mut x = self.tensor(tokens.len(), embed.cols());
         for (row, &token) in x.data.chunks_exact_mut(embed.cols()).zip(tokens) {
             embed.expand_row(token as usize, row);
@@ -191,13 +207,17 @@ impl Backend for Cpu {
         Ok(dx)
     }
 
-    fn linear(&self, x: &Tensor, w: &Matrix) -> Result<Tensor> {
-        let mut y = self.tensor(x.rows(), w.rows());
-        gemm::linear(w, &x.data, x.rows(), &mut y.data, self.precision);
+    fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor> {
+        let (t, mut y) = (x.rows(), self.tensor(x.rows(), w.stored.rows()));
+        match w.interleaved(t, self.precision) {
+            Some(w) => gemm::linear_interleaved(w, &x.data, t, &mut y.data, self.precision),
+            None => gemm::linear(&w.stored, &x.data, t, &mut y.data, self.precision),
+        }
         Ok(y)
     }
 
-    fn linear_vjp(&self, dy: &Tensor, w: &Matrix) -> Result<Tensor> {
+    fn linear_vjp(&self, dy: &Tensor, w: &Weight) -> Result<Tensor> {
+        let w = &w.stored;
         let mut dx = self.tensor(dy.rows(), w.cols());
         gemm::linear_vjp(w, &dy.data, dy.rows(), &mut dx.data, self.precision);
         Ok(dx)
@@ -262,29 +282,23 @@ impl Backend for Cpu {
         Ok(dqkv)
     }
 
-    fn new_cache(&self) -> Cache {
-        Cache::default()
+    fn new_cache(&self) -> KeyValues {
+        KeyValues::default()
     }
 
     fn attention_cached(
         &self,
         qkv: &Tensor,
         heads: Heads,
-        texts: &mut [(Range<usize>, &mut Cache)],
+        texts: &mut [(Range<usize>, &mut KeyValues)],
     ) -> Result<Tensor> {
-        let (first_key, kv) = (heads.n * heads.h, heads.k * heads.h);
         for (rows, cache) in texts.iter_mut() {
-            for row in qkv.data[rows.start * qkv.width..rows.end * qkv.width].chunks_exact(qkv.width) {
-                cache.keys.extend_from_slice(&row[first_key..first_key + kv]);
-                cache.values.extend_from_slice(&row[first_key + kv..]);
-            }
+            cache.push(heads, &qkv.data[rows.start * qkv.width..rows.end * qkv.width]);
         }
-        let texts: Vec<_> = texts
-            .iter()
-            .map(|(rows, c)| CachedText { keys: &c.keys, values: &c.values, rows: (rows.start, rows.end) })
-            .collect();
+        let texts: Vec<_> =
+            texts.iter().map(|(rows, cache)| CachedText { cache, rows: (rows.start, rows.end) }).collect();
         let mut out = self.tensor(qkv.rows(), heads.n * heads.h);
-        attention::attention_cached(heads, &qkv.data, &texts, &mut out.data);
+        attention_cached(heads, &qkv.data, &texts, &mut out.data);
         Ok(out)
     }
 

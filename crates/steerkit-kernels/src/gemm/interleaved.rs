@@ -1,0 +1,390 @@
+//! Quantised weights laid out for products with few rows: sixteen outputs side by side.
+//!
+//! Every block format but MXFP4 gives a weight as `fma(scale, code, min)` with an unsigned code of 4 or 8 bits
+//! and one scale and minimum for 16 or 32 inputs, and to the same bits as its own expansion: `scale · code` is
+//! exact in f32, so there is one rounding either way. A panel is sixteen outputs; its record for 32 inputs is
+//! the scales and minima of the sixteen, then lines of 64 bytes with four bytes for each output. Expanding it needs no
+//! transposition, and a product with few rows multiplies straight from the codes.
+
+use super::pack::Scratch;
+use crate::blocks::Coded;
+use crate::isa::Isa;
+use crate::shared::Shared;
+use crate::{Matrix, parallel};
+
+/// Outputs of a panel.
+pub(super) const PANEL: usize = 16;
+
+/// Inputs of a record.
+pub(super) const RECORD: usize = 32;
+
+/// One cache line of a record.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u8; 64]);
+
+/// How the records of a part are made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Codes of 8 bits: byte `i` of an output's four is input `i`. Else of 4 bits: the low nibbles are inputs
+    /// 0 to 3, the high ones 4 to 7.
+    pub(super) wide: bool,
+    /// Scales and minima in f32, a line each. Else both in one line, in half precision.
+    pub(super) single: bool,
+    /// Groups of inputs with a scale of their own: 1 or 2.
+    pub(super) groups: usize,
+}
+
+impl Layout {
+    /// Lines of the scales and minima of one group.
+    pub(super) fn affine_lines(self) -> usize {
+        1 + usize::from(self.single)
+    }
+
+    /// Lines before the codes.
+    pub(super) fn codes_at(self) -> usize {
+        self.groups * self.affine_lines()
+    }
+
+    /// Inputs of a line of codes.
+    pub(super) fn line_inputs(self) -> usize {
+        if self.wide { 4 } else { 8 }
+    }
+
+    /// Lines of a record.
+    pub(super) fn lines(self) -> usize {
+        self.codes_at() + RECORD / self.line_inputs()
+    }
+}
+
+/// Rows of one format.
+pub(super) struct Part {
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    pub(super) layout: Layout,
+    /// Panel after panel, record after record.
+    lines: Vec<Line>,
+}
+
+impl Part {
+    /// The records of panel `panel`, of which there are `records`; none beyond the last panel.
+    pub(super) fn panel(&self, panel: usize, records: usize) -> &[Line] {
+        let len = records * self.layout.lines();
+        self.lines.get(panel * len..(panel + 1) * len).unwrap_or_default()
+    }
+}
+
+/// A frozen matrix `[rows = outputs, cols = inputs]` in the layout for few rows, beside its stored form.
+pub struct Interleaved {
+    pub(super) parts: Vec<Part>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Interleaved {
+    /// `w` in this layout, or `None` when a part of it has no codes (F32, F16, BF16) or is MXFP4.
+    pub fn new(w: &Matrix) -> Option<Self> {
+        let parts = w.parts().map(|(format, first_row, rows, bytes)| {
+            let row_bytes = bytes.len() / rows.max(1);
+            let coded = |row: usize| format.codes(&bytes[row * row_bytes..(row + 1) * row_bytes], w.cols());
+            format.has_codes().then(|| Part::new(first_row, rows, w.cols(), coded))
+        });
+        Some(Self { parts: parts.collect::<Option<_>>()?, rows: w.rows(), cols: w.cols() })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes held.
+    pub fn stored_bytes(&self) -> usize {
+        self.parts.iter().map(|p| size_of_val(p.lines.as_slice())).sum()
+    }
+
+    /// Records of a panel.
+    pub(super) fn records(&self) -> usize {
+        self.cols / RECORD
+    }
+}
+
+impl Part {
+    fn new(first_row: usize, rows: usize, cols: usize, coded: impl Fn(usize) -> Vec<Coded> + Sync) -> Self {
+        let layout = Layout::of(rows, &coded);
+        let panel_lines = cols / RECORD * layout.lines();
+        let mut lines = vec![Line([0; 64]); rows.div_ceil(PANEL) * panel_lines];
+        let shared = Shared::new(&mut lines);
+        parallel::for_each(rows.div_ceil(PANEL), |panel| {
+            // SAFETY: every panel belongs to exactly one task.
+            let lines = unsafe { shared.part(panel * panel_lines, panel_lines) };
+            for row in panel * PANEL..rows.min((panel + 1) * PANEL) {
+                for (record, coded) in lines.chunks_exact_mut(layout.lines()).zip(coded(row).chunks_exact(2))
+                {
+                    layout.write(record, row % PANEL, [coded[0], coded[1]]);
+                }
+            }
+        });
+        Self { first_row, rows, layout, lines }
+    }
+}
+
+impl Layout {
+    /// The smallest layout that holds every weight exactly.
+    fn of(rows: usize, coded: &(impl Fn(usize) -> Vec<Coded> + Sync)) -> Self {
+        let needs = |row: usize| {
+            let coded = coded(row);
+            let pair = |c: &[Coded]| (c[0].scale, c[0].min) != (c[1].scale, c[1].min);
+            Self {
+                wide: coded.iter().any(|c| c.codes.iter().any(|&q| q > 15)),
+                single: coded.iter().any(|c| !is_half(c.scale) || !is_half(c.min)),
+                groups: 1 + usize::from(coded.chunks_exact(2).any(pair)),
+            }
+        };
+        let join = |a: Self, b: Self| Self {
+            wide: a.wide || b.wide,
+            single: a.single || b.single,
+            groups: a.groups.max(b.groups),
+        };
+        let mut found = vec![Self { wide: false, single: false, groups: 1 }; rows];
+        crate::shared::for_rows(&mut found, 1, 64, |row, found| found[0] = needs(row));
+        found.into_iter().reduce(join).unwrap_or(Self { wide: false, single: false, groups: 1 })
+    }
+
+    /// Writes 32 weights of output `lane` into its record.
+    fn write(self, record: &mut [Line], lane: usize, coded: [Coded; 2]) {
+        for (group, c) in coded.iter().enumerate().take(self.groups) {
+            let line = group * self.affine_lines();
+            if self.single {
+                record[line].0[4 * lane..][..4].copy_from_slice(&c.scale.to_le_bytes());
+                record[line + 1].0[4 * lane..][..4].copy_from_slice(&c.min.to_le_bytes());
+            } else {
+                let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
+                record[line].0[2 * lane..][..2].copy_from_slice(&half(c.scale));
+                record[line].0[32 + 2 * lane..][..2].copy_from_slice(&half(c.min));
+            }
+        }
+        let codes = coded.iter().flat_map(|c| c.codes.chunks_exact(self.line_inputs()));
+        for (line, codes) in record[self.codes_at()..].iter_mut().zip(codes) {
+            for (i, byte) in line.0[4 * lane..][..4].iter_mut().enumerate() {
+                *byte = if self.wide { codes[i] } else { codes[i] | codes[i + 4] << 4 };
+            }
+        }
+    }
+
+    /// The scales and minima of a record's group.
+    #[inline(always)]
+    fn affine(self, record: &[Line], group: usize) -> ([f32; 16], [f32; 16]) {
+        let line = group * self.affine_lines();
+        if self.single {
+            let floats = |line: &Line| {
+                std::array::from_fn(|l| f32::from_bits(u32::from_le_bytes(line.0.as_chunks::<4>().0[l])))
+            };
+            return (floats(&record[line]), floats(&record[line + 1]));
+        }
+        let halves = |at: usize| {
+            let bytes = record[line].0[at..at + 32].as_chunks::<2>().0;
+            std::array::from_fn(|l| crate::blocks::f16_to_f32(u16::from_le_bytes(bytes[l])))
+        };
+        (halves(0), halves(32))
+    }
+
+    /// `out[p * ldo + lane]` = weight of input `p` for output `lane`.
+    #[inline(always)]
+    fn expand_body(self, record: &[Line], out: &mut [f32], ldo: usize) {
+        let n = self.line_inputs();
+        for (i, line) in record[self.codes_at()..self.lines()].iter().enumerate() {
+            let (scale, min) = self.affine(record, i * n * self.groups / RECORD);
+            let words = line.0.as_chunks::<4>().0;
+            for j in 0..n {
+                let out = &mut out[(i * n + j) * ldo..][..PANEL];
+                let (shift, mask) = if self.wide { (8 * j, 255) } else { (j % 4 * 8 + j / 4 * 4, 15) };
+                for l in 0..PANEL {
+                    let code = u32::from_le_bytes(words[l]) >> shift & mask;
+                    out[l] = scale[l].mul_add(code as i32 as f32, min[l]);
+                }
+            }
+        }
+    }
+
+    /// Expands a record: `out[p * ldo + lane]` = weight of input `p` for output `lane`.
+    pub(super) fn expand(self, isa: Isa, record: &[Line], out: &mut [f32], ldo: usize) {
+        assert!(record.len() >= self.lines() && out.len() >= (RECORD - 1) * ldo + PANEL);
+        match isa {
+            // SAFETY: an `Isa` value exists only for instructions that this processor has, and the assertion holds.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => unsafe { x86::expand_f32(self, record, out, ldo) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2(layout: Layout, record: &[Line], out: &mut [f32], ldo: usize) {
+                    layout.expand_body(record, out, ldo);
+                }
+                // SAFETY: as above.
+                unsafe { avx2(self, record, out, ldo) }
+            }
+            _ => self.expand_body(record, out, ldo),
+        }
+    }
+
+    /// Expands a record into cells: `out[p * ldo + lane]` holds inputs `2p` and `2p + 1` rounded to bf16.
+    pub(super) fn expand_pairs(
+        self,
+        isa: Isa,
+        record: &[Line],
+        out: &mut [f32],
+        ldo: usize,
+        wide: &mut Scratch,
+    ) {
+        assert!(record.len() >= self.lines() && out.len() >= (RECORD / 2 - 1) * ldo + PANEL);
+        #[cfg(target_arch = "x86_64")]
+        if matches!(isa, Isa::Avx512 | Isa::Amx) && is_x86_feature_detected!("avx512bf16") {
+            // SAFETY: the processor has the instructions, and the assertion holds.
+            return unsafe { x86::expand_pairs(self, record, out, ldo) };
+        }
+        let wide = wide.floats(RECORD * PANEL);
+        self.expand(isa, record, wide, PANEL);
+        for (p, two) in wide.chunks_exact(2 * PANEL).take(RECORD / 2).enumerate() {
+            super::bf16::pair_rows(isa, &two[..PANEL], &two[PANEL..], &mut out[p * ldo..][..PANEL]);
+        }
+    }
+}
+
+/// Whether half precision holds `x`.
+fn is_half(x: f32) -> bool {
+    half::f16::from_f32(x).to_f32().to_bits() == x.to_bits()
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use super::{Layout, Line, RECORD};
+    use std::arch::x86_64::*;
+
+    /// The scales and minima of a record's group.
+    ///
+    /// # Safety
+    /// `record` is a record of this layout.
+    #[inline]
+    #[target_feature(enable = "avx512f,f16c")]
+    pub(in super::super) unsafe fn affine(
+        layout: Layout,
+        record: *const Line,
+        group: usize,
+    ) -> (__m512, __m512) {
+        // SAFETY: the lines of a group lie before the codes.
+        unsafe {
+            let line = record.add(group * layout.affine_lines());
+            if layout.single {
+                return (_mm512_loadu_ps(line.cast()), _mm512_loadu_ps(line.add(1).cast()));
+            }
+            let both = _mm512_loadu_si512(line.cast());
+            let halves = (_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both));
+            (_mm512_cvtph_ps(halves.0), _mm512_cvtph_ps(halves.1))
+        }
+    }
+
+    /// Code `i` of each output of a line, as a number. `table` holds 0 to 15.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn code<const WIDE: bool>(line: __m512i, i: usize, table: __m512) -> __m512 {
+        if WIDE {
+            let byte = _mm512_srlv_epi32(line, _mm512_set1_epi32(8 * i as i32));
+            return _mm512_cvtepi32_ps(_mm512_and_si512(byte, _mm512_set1_epi32(255)));
+        }
+        // The permutation looks at the lowest four bits of an index.
+        let index = _mm512_srlv_epi32(line, _mm512_set1_epi32((i % 4 * 8 + i / 4 * 4) as i32));
+        _mm512_permutexvar_ps(index, table)
+    }
+
+    /// 0 to 15.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) fn table() -> __m512 {
+        _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
+    }
+
+    macro_rules! by_layout {
+        ($layout:ident, $kernel:ident, $($arg:expr),*) => {
+            match $layout.wide {
+                true => $kernel::<true>($layout, $($arg),*),
+                false => $kernel::<false>($layout, $($arg),*),
+            }
+        };
+    }
+
+    /// # Safety
+    /// `record` is a record of this layout, and `out` has 32 rows, `ldo` apart, of sixteen numbers.
+    #[target_feature(enable = "avx512f,f16c")]
+    pub(super) unsafe fn expand_f32(layout: Layout, record: &[Line], out: &mut [f32], ldo: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { by_layout!(layout, expand_f32_of, record.as_ptr(), out.as_mut_ptr(), ldo) }
+    }
+
+    /// # Safety
+    /// As [`expand_f32`].
+    #[target_feature(enable = "avx512f,f16c")]
+    unsafe fn expand_f32_of<const WIDE: bool>(
+        layout: Layout,
+        record: *const Line,
+        out: *mut f32,
+        ldo: usize,
+    ) {
+        let n = if WIDE { 4 } else { 8 };
+        let table = table();
+        for i in 0..RECORD / n {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (scale, min) = affine(layout, record, i * n * layout.groups / RECORD);
+                let line = _mm512_loadu_si512(record.add(layout.codes_at() + i).cast());
+                for j in 0..n {
+                    let w = _mm512_fmadd_ps(scale, code::<WIDE>(line, j, table), min);
+                    _mm512_storeu_ps(out.add((i * n + j) * ldo), w);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`expand_f32`], with sixteen rows of cells.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,f16c")]
+    pub(super) unsafe fn expand_pairs(layout: Layout, record: &[Line], out: &mut [f32], ldo: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { by_layout!(layout, expand_pairs_of, record.as_ptr(), out.as_mut_ptr(), ldo) }
+    }
+
+    /// # Safety
+    /// As [`expand_pairs`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16,f16c")]
+    unsafe fn expand_pairs_of<const WIDE: bool>(
+        layout: Layout,
+        record: *const Line,
+        out: *mut f32,
+        ldo: usize,
+    ) {
+        let n = if WIDE { 4 } else { 8 };
+        let table = table();
+        // Word `l` of the lower half beside word `l` of the upper half.
+        let low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let high = _mm512_slli_epi32::<16>(_mm512_add_epi32(low, _mm512_set1_epi32(16)));
+        let zip = _mm512_or_si512(low, high);
+        for i in 0..RECORD / n {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let (scale, min) = affine(layout, record, i * n * layout.groups / RECORD);
+                let line = _mm512_loadu_si512(record.add(layout.codes_at() + i).cast());
+                for j in (0..n).step_by(2) {
+                    let low = _mm512_fmadd_ps(scale, code::<WIDE>(line, j, table), min);
+                    let high = _mm512_fmadd_ps(scale, code::<WIDE>(line, j + 1, table), min);
+                    let both = _mm512_cvtne2ps_pbh(high, low);
+                    let both = std::mem::transmute::<__m512bh, __m512i>(both);
+                    let cells = _mm512_permutexvar_epi16(zip, both);
+                    _mm512_storeu_si512(out.add((i * n + j) / 2 * ldo).cast(), cells);
+                }
+            }
+        }
+    }
+}
