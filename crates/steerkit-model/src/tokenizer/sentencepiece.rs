@@ -198,6 +198,6 @@ mod tests {
     #[test]
     fn characters_that_are_no_piece_are_bytes_or_unknown() {
         assert_eq!(ids(&bpe(-1.0), "dcx"), [1, 4, 0]);
-        assert_eq!(ids(&bpe(-1.0), ""), []);
+        assert!(ids(&bpe(-1.0), "").is_empty());
     }
 }

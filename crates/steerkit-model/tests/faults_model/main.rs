@@ -495,7 +495,7 @@ fn fault_16_a_loaded_model_does_not_need_its_file() {
     let m = load(&path).unwrap();
     fs::write(&path, b"").unwrap();
     let mut row = vec![0.0; 32];
-    m.weights.layers[0].down.expand_row(31, &mut row);
+    m.weights.layers[0].down.matrix.expand_row(31, &mut row);
     assert_eq!(row[31], (1023 % 7) as f32 - 3.0);
 }
 
