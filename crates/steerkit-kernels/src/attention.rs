@@ -93,44 +93,56 @@ pub fn attention(heads: Heads, qkv: &[f32], runs: &[Run], out: &mut [f32]) {
 /// The VJP of [`attention`]: `dqkv` (same layout as `qkv`) from `dout`. Every number of `dqkv` is written.
 /// Gradients of shared keys are summed in run order.
 pub fn attention_vjp(heads: Heads, qkv: &[f32], runs: &[Run], dout: &[f32], dqkv: &mut [f32]) {
+    thread_local!(static PARTS: std::cell::Cell<Vec<f32>> = const { std::cell::Cell::new(Vec::new()) });
+    // A run's own gradients of the keys and values it sees: `[2, s, h]` for each key/value head.
+    let part = |run: &Run| 2 * run.n_keys() * heads.h;
+    let mut total = 0;
+    let mut starts = Vec::with_capacity(runs.len());
+    for run in runs {
+        starts.push(total);
+        total += heads.k * part(run);
+    }
+    let mut buffer = PARTS.take();
+    let parts = sized(&mut buffer, total);
     let dqkv = Shared::new(dqkv);
-    let trees: Vec<&[Run]> = runs.chunk_by(|a, b| a.tree == b.tree).collect();
-    crate::parallel::for_each(trees.len() * heads.k, |task| {
-        tree_vjp(heads, qkv, trees[task / heads.k], task % heads.k, dout, &dqkv);
-    });
-}
-
-/// One tree, one key/value head.
-fn tree_vjp(heads: Heads, qkv: &[f32], runs: &[Run], kv: usize, dout: &[f32], dqkv: &Shared<'_, f32>) {
-    let (width, out_width, h) = (heads.qkv_width(), heads.n * heads.h, heads.h);
-    let first = runs[0].rows.start;
-    let t = runs[runs.len() - 1].rows.end - first;
-    let (mut dkeys, mut dvalues) = (vec![0f32; t * h], vec![0f32; t * h]);
-    with_scratch(|s| {
-        for run in runs {
-            gather(&mut s.keys, qkv, width, heads.key_at(kv), h, &run.keys);
-            gather(&mut s.values, qkv, width, heads.value_at(kv), h, &run.keys);
-            s.run_vjp(heads, qkv, run, kv, dout, out_width);
-            // SAFETY: each query head of a row is written by one task alone.
-            unsafe { scatter_heads(&s.dq, heads, dqkv, width, run.rows.clone(), kv) };
-            let seen = run.keys.iter().cloned().flatten();
-            for (j, row) in seen.enumerate() {
-                let (from, to) = (j * h..(j + 1) * h, (row - first) * h..(row - first + 1) * h);
-                crate::rows::add_row(&mut dkeys[to.clone()], &s.dk[from.clone()]);
-                crate::rows::add_row(&mut dvalues[to], &s.dv[from]);
+    {
+        let parts = Shared::new(parts);
+        crate::parallel::for_each(runs.len() * heads.k, |task| {
+            let (i, kv) = (task / heads.k, task % heads.k);
+            let run = &runs[i];
+            // SAFETY: each task has its own part.
+            let (dk, dv) =
+                unsafe { parts.part(starts[i] + kv * part(run), part(run)) }.split_at_mut(part(run) / 2);
+            with_scratch(|s| {
+                s.run_vjp(heads, qkv, run, kv, dout, dk, dv);
+                // SAFETY: each query head of a row is written by one task alone.
+                unsafe { scatter_heads(&s.dq, heads, &dqkv, heads.qkv_width(), run.rows.clone(), kv) };
+            });
+        });
+    }
+    let parts = &*parts;
+    let trees: Vec<Range<usize>> = (0..runs.len())
+        .filter(|&i| i == 0 || runs[i].tree != runs[i - 1].tree)
+        .map(|i| i..runs[i..].iter().take_while(|r| r.tree == runs[i].tree).count() + i)
+        .collect();
+    crate::parallel::for_each(trees.len() * heads.k * 2, |task| {
+        let (tree, kv, side) = (&trees[task / 2 / heads.k], task / 2 % heads.k, task % 2);
+        let at = if side == 0 { heads.key_at(kv) } else { heads.value_at(kv) };
+        for i in tree.clone() {
+            let run = &runs[i];
+            let part = &parts[starts[i] + kv * part(run) + side * part(run) / 2..][..part(run) / 2];
+            for (row, part) in run.keys.iter().cloned().flatten().zip(part.chunks_exact(heads.h)) {
+                // SAFETY: a row's key or value head is written by one task alone.
+                let sum = unsafe { dqkv.part(row * heads.qkv_width() + at, heads.h) };
+                // A row's own run is the first to see it.
+                match run.rows.contains(&row) {
+                    true => sum.copy_from_slice(part),
+                    false => crate::rows::add_row(sum, part),
+                }
             }
         }
     });
-    for i in 0..t {
-        let from = i * h..(i + 1) * h;
-        // SAFETY: a row's key and value head are written by one task alone.
-        let (k, v) = unsafe {
-            let row = (first + i) * width;
-            (dqkv.part(row + heads.key_at(kv), h), dqkv.part(row + heads.value_at(kv), h))
-        };
-        k.copy_from_slice(&dkeys[from.clone()]);
-        v.copy_from_slice(&dvalues[from]);
-    }
+    PARTS.set(buffer);
 }
 
 /// Keys and values of one head, rows `stride` apart.
@@ -155,8 +167,6 @@ struct Scratch {
     dout: Vec<f32>,
     dprobs: Vec<f32>,
     dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
 }
 
 fn with_scratch<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
@@ -251,59 +261,41 @@ impl Scratch {
         product(all, h, s, 1.0, row_major(probs, s), row_major(side.values, side.stride), false, out, h);
     }
 
-    /// Gradients `dq` `[group·m, h]`, `dk` and `dv` `[s, h]` of one run; keys and values are gathered.
-    fn run_vjp(&mut self, heads: Heads, qkv: &[f32], run: &Run, kv: usize, dout: &[f32], out_width: usize) {
-        let (h, m, s) = (heads.h, run.rows.len(), run.n_keys());
+    /// Gradients `dq` `[group·m, h]` (kept here), `dk` and `dv` `[s, h]` of one run and one key/value head.
+    #[allow(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+    fn run_vjp(
+        &mut self,
+        heads: Heads,
+        qkv: &[f32],
+        run: &Run,
+        kv: usize,
+        dout: &[f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) {
+        let (width, h, m, s) = (heads.qkv_width(), heads.h, run.rows.len(), run.n_keys());
         let all = heads.group() * m;
+        gather(&mut self.keys, qkv, width, heads.key_at(kv), h, &run.keys);
+        gather(&mut self.values, qkv, width, heads.value_at(kv), h, &run.keys);
         let (keys, values) = (std::mem::take(&mut self.keys), std::mem::take(&mut self.values));
         let side = Side { data: &keys, stride: h, values: &values, n_keys: s };
-        self.attend(heads, qkv, heads.qkv_width(), run.rows.clone(), kv, side);
+        self.attend(heads, qkv, width, run.rows.clone(), kv, side);
 
-        gather_heads(&mut self.dout, heads, dout, out_width, run.rows.clone(), kv);
+        gather_heads(&mut self.dout, heads, dout, heads.n * h, run.rows.clone(), kv);
         let grad = &self.dout[..all * h];
         let (probs, q) = (&self.probs[..all * s], &self.q[..all * h]);
         let dprobs = sized(&mut self.dprobs, all * s);
         product(all, s, h, 1.0, row_major(grad, h), transposed(&values, h), false, dprobs, s);
-        product(
-            s,
-            h,
-            all,
-            1.0,
-            transposed(probs, s),
-            row_major(grad, h),
-            false,
-            sized(&mut self.dv, s * h),
-            h,
-        );
+        product(s, h, all, 1.0, transposed(probs, s), row_major(grad, h), false, dv, h);
         for (p, dp) in probs.chunks_exact(s).zip(dprobs.chunks_exact_mut(s)) {
             softmax_vjp(p, dp);
         }
         if heads.softcap.is_some() {
             cap_scores_vjp(&self.tanhs[..all * s], dprobs);
         }
-        let scale = heads.scale;
-        product(
-            all,
-            h,
-            s,
-            scale,
-            row_major(dprobs, s),
-            row_major(&keys, h),
-            false,
-            sized(&mut self.dq, all * h),
-            h,
-        );
-        product(
-            s,
-            h,
-            all,
-            scale,
-            transposed(dprobs, s),
-            row_major(q, h),
-            false,
-            sized(&mut self.dk, s * h),
-            h,
-        );
+        let dq = sized(&mut self.dq, all * h);
+        product(all, h, s, heads.scale, row_major(dprobs, s), row_major(&keys, h), false, dq, h);
+        product(s, h, all, heads.scale, transposed(dprobs, s), row_major(q, h), false, dk, h);
         (self.keys, self.values) = (keys, values);
     }
 }

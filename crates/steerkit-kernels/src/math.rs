@@ -3,11 +3,16 @@
 /// Lanes of every reduction, whatever the register width.
 pub(crate) const LANES: usize = 16;
 
-/// `e^x` for `x <= 88`, within 2 ulp; below -87 it gives about 1e-38 (Cephes' polynomial).
+/// `e^x` for `x <= 88`, within 2 ulp; below -87 it gives about 1e-38; NaN stays NaN
+/// (Cephes' polynomial).
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    let x = x.max(-87.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    // Adding 1.5 · 2^23 rounds to a whole number, ties to even, and leaves it in the low bits: a cast to an
+    // integer, which checks for NaN and overflow, would not vectorise.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4_f32;
     p = p * r + 1.398_199_9e-3;
@@ -16,7 +21,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5e-1;
     let y = p * r * r + r + 1.0;
-    y * f32::from_bits((((n as i32) + 127) << 23) as u32)
+    y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// The logistic function.
@@ -86,6 +91,7 @@ mod tests {
             let err = (f64::from(exp(x)) - truth).abs() / truth;
             assert!(err < 2.4e-7, "exp({x}): relative error {err:e}");
         }
+        assert!(exp(f32::NAN).is_nan() && exp(f32::NEG_INFINITY) < 2e-38 && exp(-0.0) == 1.0);
     }
 
     #[test]

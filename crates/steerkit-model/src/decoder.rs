@@ -60,16 +60,26 @@ struct Saved<B: Backend> {
     ffn_rstd: Option<B::Tensor>,
     gate_up: B::Tensor,
     ffn_post: Option<Normed<B>>,
+    /// Only the head's rows went on after the attention.
+    narrowed: bool,
 }
 
 /// Rows that were normalised, and the reciprocal of each one's root mean square.
 type Normed<B> = (<B as Backend>::Tensor, <B as Backend>::Tensor);
 
-/// How the rows of a pass see each other.
+/// How the rows of a pass see each other, and which of them the head reads.
 struct Context<B: Backend> {
     runs: B::Runs,
     /// One for each of the ropes.
     angles: Vec<B::Angles>,
+    /// Rows of the pass.
+    t: usize,
+    /// The rows that predict a scored token, each once, in order.
+    head_rows: Vec<usize>,
+    /// For each scored token, its row's place in `head_rows`.
+    scored: Vec<usize>,
+    /// The scored tokens.
+    targets: Vec<u32>,
 }
 
 /// What the VJP of log-probabilities needs.
@@ -79,9 +89,6 @@ struct Kept<B: Backend> {
     head_input: B::Tensor,
     head_rstd: B::Tensor,
     logits: B::Tensor,
-    rows: Vec<usize>,
-    targets: Vec<u32>,
-    t: usize,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -161,22 +168,22 @@ impl<B: Backend> Engine for Decoder<B> {
     fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.embed(&pack.tokens)?;
-        self.blocks(0..layer + 1, &mut x, &context, None)?;
+        self.blocks(0..layer + 1, &mut x, &context)?;
         self.backend.download(&x)
     }
 
     fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.embed(&pack.tokens)?;
-        self.blocks(0..self.layers.len(), &mut x, &context, None)?;
-        self.head_log_probs(&x, pack)
+        self.head_rows(0, &mut x, &context, None)?;
+        self.head_log_probs(&x, &context)
     }
 
     fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
         let mut x = self.backend.upload(h_td, self.config.d_model)?;
-        self.blocks(layer + 1..self.layers.len(), &mut x, &context, None)?;
-        self.head_log_probs(&x, pack)
+        self.head_rows(layer + 1, &mut x, &context, None)?;
+        self.head_log_probs(&x, &context)
     }
 
     fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)> {
@@ -184,12 +191,11 @@ impl<B: Backend> Engine for Decoder<B> {
         let context = self.context(pack)?;
         let mut x = b.upload(h_td, self.config.d_model)?;
         let mut saved = Vec::with_capacity(self.layers.len() - layer - 1);
-        self.blocks(layer + 1..self.layers.len(), &mut x, &context, Some(&mut saved))?;
-        let (rows, targets): (Vec<_>, Vec<_>) = pack.scored.iter().map(|s| (s.row, s.target)).unzip();
-        let head_input = b.select(&x, &rows)?;
+        self.head_rows(layer + 1, &mut x, &context, Some(&mut saved))?;
+        let head_input = b.select(&x, &context.scored)?;
         let (logits, head_rstd) = self.logits(&head_input)?;
-        let logps = b.log_probs(&logits, &targets)?;
-        let kept = Kept { context, saved, head_input, head_rstd, logits, rows, targets, t: pack.len() };
+        let logps = b.log_probs(&logits, &context.targets)?;
+        let kept = Kept { context, saved, head_input, head_rstd, logits };
         Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
     }
 
@@ -210,7 +216,7 @@ impl<B: Backend> Engine for Decoder<B> {
             let mut texts: Vec<_> =
                 rows.iter().cloned().zip(runs.iter_mut().map(|r| &mut r.cache.layers::<B>()[l])).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, layer.heads, &mut texts);
-            self.block(layer, &mut x, &angles, false, attend)?;
+            self.block(layer, &mut x, &angles, None, false, attend)?;
             for (run, rows) in runs.iter().zip(&rows) {
                 self.edit(&mut x, rows.clone(), run.edits, l)?;
             }
@@ -230,22 +236,36 @@ impl<B: Backend> Engine for Decoder<B> {
 impl<B: Backend> Decoder<B> {
     /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
     fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
-        let b = &self.backend;
+        let (b, context) = (&self.backend, &kept.context);
         let softcap = self.config.features.logit_softcap;
-        let dlogits = b.log_probs_vjp(kept.logits, &kept.targets, coef, softcap)?;
+        let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef, softcap)?;
         let dnormed = b.linear_vjp(&dlogits, &self.head)?;
         drop(dlogits);
         let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
         b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
-        let mut dx = b.select_vjp(&dinput, &kept.rows, kept.t)?;
+        let mut dx = b.select_vjp(&dinput, &context.scored, context.head_rows.len())?;
+        if kept.saved.is_empty() {
+            dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
+        }
         for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
-            self.block_vjp(layer, saved, &kept.context, &mut dx)?;
+            dx = self.block_vjp(layer, saved, context, dx)?;
         }
         b.download(&dx)
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {
-        Ok(Context { runs: self.backend.runs(pack.runs())?, angles: self.angles(&pack.positions())? })
+        let mut head_rows: Vec<usize> = pack.scored.iter().map(|s| s.row).collect();
+        head_rows.sort_unstable();
+        head_rows.dedup();
+        let place = |row: usize| head_rows.partition_point(|&r| r < row);
+        Ok(Context {
+            runs: self.backend.runs(pack.runs())?,
+            angles: self.angles(&pack.positions())?,
+            t: pack.len(),
+            scored: pack.scored.iter().map(|s| place(s.row)).collect(),
+            targets: pack.scored.iter().map(|s| s.target).collect(),
+            head_rows,
+        })
     }
 
     fn angles(&self, positions: &[usize]) -> Result<Vec<B::Angles>> {
@@ -286,17 +306,31 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// Runs blocks `range` on packed rows `x`; `keep` collects what their VJPs need.
-    fn blocks(
+    /// Runs blocks `range` on packed rows `x`.
+    fn blocks(&self, range: Range<usize>, x: &mut B::Tensor, context: &Context<B>) -> Result<()> {
+        for layer in &self.layers[range] {
+            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
+            self.block(layer, x, &context.angles, None, false, attend)?;
+        }
+        Ok(())
+    }
+
+    /// Runs blocks `first..` on packed rows `x` and leaves only the rows that the head reads: the last block
+    /// computes no others after its attention. `keep` collects what the VJPs need.
+    fn head_rows(
         &self,
-        range: Range<usize>,
+        first: usize,
         x: &mut B::Tensor,
         context: &Context<B>,
         mut keep: Option<&mut Vec<Saved<B>>>,
     ) -> Result<()> {
-        for layer in &self.layers[range] {
+        if first == self.layers.len() {
+            *x = self.backend.select(x, &context.head_rows)?;
+        }
+        for (l, layer) in self.layers.iter().enumerate().skip(first) {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
-            let saved = self.block(layer, x, &context.angles, keep.is_some(), attend)?;
+            let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);
+            let saved = self.block(layer, x, &context.angles, narrow, keep.is_some(), attend)?;
             if let Some(keep) = keep.as_mut() {
                 keep.extend(saved);
             }
@@ -305,11 +339,13 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// One block: `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`, with the norms that the model has.
+    /// Only rows `narrow`, where given, go on after the attention.
     fn block(
         &self,
         layer: &Layer<B>,
         x: &mut B::Tensor,
         angles: &[B::Angles],
+        narrow: Option<&[usize]>,
         keep: bool,
         attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
     ) -> Result<Option<Saved<B>>> {
@@ -324,7 +360,12 @@ impl<B: Backend> Decoder<B> {
         if let Some(rope) = layer.rope {
             b.rope(&mut qkv, layer.heads, &angles[rope], Turn::Forward)?;
         }
-        let out = self.project(&attend(&qkv)?, &layer.attn_out)?;
+        let mut attended = attend(&qkv)?;
+        if let Some(rows) = narrow {
+            attended = b.select(&attended, rows)?;
+            *x = b.select(x, rows)?;
+        }
+        let out = self.project(&attended, &layer.attn_out)?;
         let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?;
 
         let middle = keep.then(|| b.copy(x)).transpose()?;
@@ -342,6 +383,7 @@ impl<B: Backend> Decoder<B> {
             ffn_rstd,
             gate_up,
             ffn_post,
+            narrowed: narrow.is_some(),
         }))
     }
 
@@ -435,24 +477,28 @@ impl<B: Backend> Decoder<B> {
         Ok(dx)
     }
 
-    /// The VJP of one block: `dx` becomes the gradient of its input.
+    /// The VJP of one block: from the gradient of its output to that of its input.
     fn block_vjp(
         &self,
         layer: &Layer<B>,
         saved: Saved<B>,
         context: &Context<B>,
-        dx: &mut B::Tensor,
-    ) -> Result<()> {
+        mut dx: B::Tensor,
+    ) -> Result<B::Tensor> {
         let b = &self.backend;
-        let dout = self.add_out_vjp(dx, layer.ffn_post_norm.as_ref(), saved.ffn_post)?;
-        let dgated = self.project_vjp(dout.as_ref().unwrap_or(dx), &layer.down)?;
+        let dout = self.add_out_vjp(&dx, layer.ffn_post_norm.as_ref(), saved.ffn_post)?;
+        let dgated = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.down)?;
         let dgate_up = b.gated_vjp(self.config.features.activation, saved.gate_up, &dgated)?;
         let dnormed = self.project_vjp(&dgate_up, &layer.gate_up)?;
         let norm = layer.ffn_norm.as_ref().zip(saved.ffn_rstd.as_ref());
-        self.norm_before_vjp(&saved.middle, norm, &dnormed, dx)?;
+        self.norm_before_vjp(&saved.middle, norm, &dnormed, &mut dx)?;
 
-        let dout = self.add_out_vjp(dx, layer.attn_post_norm.as_ref(), saved.attn_post)?;
-        let dattended = self.project_vjp(dout.as_ref().unwrap_or(dx), &layer.attn_out)?;
+        let dout = self.add_out_vjp(&dx, layer.attn_post_norm.as_ref(), saved.attn_post)?;
+        let mut dattended = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.attn_out)?;
+        if saved.narrowed {
+            dattended = b.select_vjp(&dattended, &context.head_rows, context.t)?;
+            dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
+        }
         let mut dqkv = b.attention_vjp(&saved.qkv, layer.heads, &context.runs, &dattended)?;
         if let Some(rope) = layer.rope {
             b.rope(&mut dqkv, layer.heads, &context.angles[rope], Turn::Back)?;
@@ -464,16 +510,16 @@ impl<B: Backend> Decoder<B> {
         }
         let dnormed = self.project_vjp(&dqkv, &layer.qkv)?;
         let norm = layer.attn_norm.as_ref().zip(saved.attn_rstd.as_ref());
-        self.norm_before_vjp(&saved.input, norm, &dnormed, dx)
+        self.norm_before_vjp(&saved.input, norm, &dnormed, &mut dx)?;
+        Ok(dx)
     }
 
-    /// Log-probabilities of the scored tokens from the last block's output, some rows at a time.
-    fn head_log_probs(&self, x: &B::Tensor, pack: &Pack) -> Result<Vec<f32>> {
-        let mut logps = Vec::with_capacity(pack.scored.len());
-        for scored in pack.scored.chunks(HEAD_ROWS) {
-            let (rows, targets): (Vec<_>, Vec<_>) = scored.iter().map(|s| (s.row, s.target)).unzip();
-            let rows = self.backend.select(x, &rows)?;
-            logps.extend(self.backend.log_probs(&self.logits(&rows)?.0, &targets)?);
+    /// Log-probabilities of the scored tokens from the head's rows of the last block's output, some at a time.
+    fn head_log_probs(&self, x: &B::Tensor, context: &Context<B>) -> Result<Vec<f32>> {
+        let mut logps = Vec::with_capacity(context.scored.len());
+        for (rows, targets) in context.scored.chunks(HEAD_ROWS).zip(context.targets.chunks(HEAD_ROWS)) {
+            let rows = self.backend.select(x, rows)?;
+            logps.extend(self.backend.log_probs(&self.logits(&rows)?.0, targets)?);
         }
         Ok(logps)
     }

@@ -39,7 +39,9 @@ pub struct Pack {
 /// Where one preference pair lies in a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairSpan {
-    /// Its rows: prompt, chosen without its last token, rejected without its last.
+    /// The rows that its prompt begins with, when it shares them with other pairs.
+    pub shared: Range<usize>,
+    /// Its own rows: the rest of the prompt, chosen without its last token, rejected without its last.
     pub rows: Range<usize>,
     /// Its chosen tokens in `Pack::scored`.
     pub chosen: Range<usize>,
@@ -73,11 +75,41 @@ impl Pack {
     /// Packs a preference pair behind one shared prompt and scores every token of both responses; the first
     /// is predicted from the prompt's last row. `prompt` and both responses must hold at least one token.
     pub fn push_pair(&mut self, prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> PairSpan {
+        self.push_pair_behind(None, prompt, chosen, rejected)
+    }
+
+    /// Packs pairs `[prompt, chosen, rejected]` as one text: what all prompts begin with, a system prompt say, has
+    /// its rows once. Otherwise as [`Self::push_pair`].
+    pub fn push_pairs(&mut self, pairs: &[[&[u32]; 3]]) -> Vec<PairSpan> {
+        let shared = shared_prefix(pairs);
+        let trunk = match pairs {
+            [[prompt, ..], _, ..] if shared > 0 => Some(self.push(None, &prompt[..shared])),
+            _ => None,
+        };
+        pairs
+            .iter()
+            .map(|[prompt, chosen, rejected]| {
+                let own = &prompt[if trunk.is_some() { shared } else { 0 }..];
+                self.push_pair_behind(trunk, own, chosen, rejected)
+            })
+            .collect()
+    }
+
+    fn push_pair_behind(
+        &mut self,
+        trunk: Option<usize>,
+        prompt: &[u32],
+        chosen: &[u32],
+        rejected: &[u32],
+    ) -> PairSpan {
         let first_row = self.len();
-        let p = self.push(None, prompt);
+        let shared = trunk.map_or(first_row..first_row, |t| {
+            self.segments[t].start..self.segments[t].start + self.segments[t].len
+        });
+        let p = self.push(trunk, prompt);
         let chosen_scored = self.push_response(p, chosen);
         let rejected_scored = self.push_response(p, rejected);
-        PairSpan { rows: first_row..self.len(), chosen: chosen_scored, rejected: rejected_scored }
+        PairSpan { shared, rows: first_row..self.len(), chosen: chosen_scored, rejected: rejected_scored }
     }
 
     /// Appends `response` behind segment `prompt` and scores each of its tokens; its last token is only a
@@ -128,6 +160,14 @@ impl Pack {
     }
 }
 
+/// Tokens that all prompts begin with, but not the last token of any: it predicts that prompt's own responses.
+fn shared_prefix(pairs: &[[&[u32]; 3]]) -> usize {
+    let Some(([first, ..], others)) = pairs.split_first() else { return 0 };
+    let common = |prompt: &[u32]| first.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let bound = |prompt: &[u32]| common(prompt).min(prompt.len() - 1);
+    others.iter().map(|[prompt, ..]| bound(prompt)).fold(first.len() - 1, usize::min)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,12 +178,36 @@ mod tests {
         pack.push_pair(&[1, 2], &[3, 4, 5], &[6]);
         let span = pack.push_pair(&[7], &[8, 9], &[8, 1]);
         assert_eq!(pack.tokens, [1, 2, 3, 4, 7, 8, 8]);
-        assert_eq!(span, PairSpan { rows: 4..7, chosen: 4..6, rejected: 6..8 });
+        assert_eq!(span, PairSpan { shared: 4..4, rows: 4..7, chosen: 4..6, rejected: 6..8 });
         assert_eq!(pack.positions(), [0, 1, 2, 3, 0, 1, 1]);
         let scored: Vec<_> = pack.scored.iter().map(|s| (s.row, s.target)).collect();
         assert_eq!(scored, [(1, 3), (2, 4), (3, 5), (1, 6), (4, 8), (5, 9), (4, 8), (6, 1)]);
         let runs = pack.runs();
         assert_eq!(runs.len(), 5);
         assert_eq!(runs[4], Run { rows: 6..7, keys: vec![4..5, 6..7], tree: 3 });
+    }
+
+    #[test]
+    fn pairs_share_what_their_prompts_begin_with() {
+        let mut pack = Pack::default();
+        pack.push(None, &[9]);
+        let spans = pack.push_pairs(&[[&[1, 2, 3], &[4, 5], &[6]], [&[1, 2, 3, 7], &[4], &[8, 9]]]);
+        assert_eq!(pack.tokens, [9, 1, 2, 3, 4, 3, 7, 8]);
+        assert_eq!(pack.positions(), [0, 0, 1, 2, 3, 2, 3, 4]);
+        assert_eq!(spans[0], PairSpan { shared: 1..3, rows: 3..5, chosen: 0..2, rejected: 2..3 });
+        assert_eq!(spans[1], PairSpan { shared: 1..3, rows: 5..8, chosen: 3..4, rejected: 4..6 });
+        let rows: Vec<_> = pack.scored.iter().map(|s| s.row).collect();
+        assert_eq!(rows, [3, 4, 3, 6, 6, 7]);
+        let runs = pack.runs();
+        let last = Run { rows: 7..8, keys: vec![1..3, 5..7, 7..8], tree: 1 };
+        assert_eq!(runs.last(), Some(&last));
+        let mut alone = Pack::default();
+        let span = alone.push_pair(&[1, 2, 3], &[4, 5], &[6]);
+        assert_eq!(
+            alone.push_pairs(&[[&[1, 2, 3], &[4, 5], &[6]]])[0].shared,
+            4..4,
+            "one pair shares nothing"
+        );
+        assert_eq!(span.shared, 0..0);
     }
 }

@@ -13,24 +13,31 @@ use crate::data::Dataset;
 use crate::objective::Direction;
 use crate::recipe::{Draft, Recipe};
 use crate::text_stats::median;
-use crate::train::{Batch, Event, Order, RunData, Start, TokenPair, TokenSet, train_tokens};
+use crate::train::{Batch, Event, Order, RunData, Start, TokenPair, TokenSet, packed_rows, train_tokens};
 
 /// What a run of steps measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainSpeed {
     /// Median seconds of a step after the first: a batch from the cache, forward, backward, optimiser.
     pub seconds_per_step: f64,
-    /// The same over the packed rows of a step: median over the steps after the first.
+    /// The same over the packed tokens of a step: median over the steps after the first.
     pub seconds_per_token: f64,
     /// Seconds that filling the cache took, once.
     pub setup_seconds: f64,
-    /// Mean packed rows of a step: prompt, chosen less one, rejected less one.
+    /// Mean packed tokens of a step: each pair's prompt, chosen less one, rejected less one.
     pub tokens_per_step: f64,
+    /// Mean rows that a step computes: the packed tokens, less what the pairs of the batch share.
+    pub rows_per_step: f64,
     /// Mean tokens of a step whose log-probability is computed.
     pub scored_rows_per_step: f64,
     /// Matrix products of a step, forward and backward through the blocks above the layer and the head, over its
     /// seconds, in 10^9 operations per second.
     pub gflops: f64,
+    /// Mean operations of those products in a step, in 10^9.
+    pub gflop_per_step: f64,
+    /// The share of operations that a step saves by computing shared rows once and only the scored rows after
+    /// the last attention.
+    pub saved: f64,
 }
 
 /// What to run.
@@ -60,16 +67,7 @@ pub fn train_speed(
 ) -> Result<TrainSpeed> {
     let pairs = tokens(model, data, bench.batch * bench.steps)?;
     let batches = batches(pairs.len(), bench);
-    let (rows, scored): (Vec<usize>, Vec<usize>) = batches
-        .iter()
-        .map(|batch| {
-            let pairs = || batch.pairs.iter().map(|item| &pairs[item.0]);
-            (
-                pairs().map(TokenPair::rows).sum::<usize>(),
-                pairs().map(|p| p.chosen.len() + p.rejected.len()).sum::<usize>(),
-            )
-        })
-        .unzip();
+    let work: Vec<Work> = batches.iter().map(|batch| Work::of(batch, &pairs)).collect();
     let order = Some(Order { batches, steps_per_epoch: bench.steps });
     let train = TokenSet { rows: (0..pairs.len()).collect(), sha256: data.sha256.clone(), pairs };
     let data = RunData { train, order, ..RunData::default() };
@@ -89,7 +87,7 @@ pub fn train_speed(
         },
         cancel,
     )?;
-    Ok(summary(model.config(), bench.layer, setup, &seconds, &rows, &scored))
+    Ok(summary(model.config(), bench.layer, setup, &seconds, &work))
 }
 
 fn recipe(bench: &TrainBench<'_>) -> Result<Recipe> {
@@ -127,34 +125,66 @@ fn batches(n: usize, bench: &TrainBench<'_>) -> Vec<Batch> {
         .collect()
 }
 
+/// What a step has to do.
+struct Work {
+    /// Packed tokens.
+    tokens: usize,
+    /// Rows through the blocks.
+    rows: usize,
+    /// Rows through the end of the last block.
+    head_rows: usize,
+    /// Rows of the head.
+    scored: usize,
+}
+
+impl Work {
+    fn of(batch: &Batch, pairs: &[TokenPair]) -> Self {
+        let pairs = || batch.pairs.iter().map(|item| &pairs[item.0]);
+        let scored = pairs().map(|p| p.chosen.len() + p.rejected.len()).sum();
+        Self {
+            tokens: pairs().map(TokenPair::rows).sum(),
+            rows: packed_rows(pairs()),
+            // The first tokens of both responses are predicted by one row.
+            head_rows: scored - batch.pairs.len(),
+            scored,
+        }
+    }
+
+    /// Operations of the matrix products of the step: two per weight and row forward, as many backward.
+    fn flops(&self, config: &DecoderConfig, layer: usize) -> f64 {
+        let (d, h) = (config.d_model, config.head_dim);
+        let qkv = d * h * (config.n_heads + 2 * config.n_kv_heads);
+        let rest = config.n_heads * h * d + 3 * d * config.d_ff;
+        let blocks = config.n_layers - 1 - layer;
+        let narrow = rest * (self.rows - self.head_rows) * blocks.min(1);
+        let blocks = (qkv + rest) * blocks * self.rows - narrow;
+        4.0 * (blocks + d * config.vocab * self.scored) as f64
+    }
+}
+
 fn summary(
     config: &DecoderConfig,
     layer: usize,
     setup_seconds: f64,
     seconds: &[f64],
-    rows: &[usize],
-    scored: &[usize],
+    work: &[Work],
 ) -> TrainSpeed {
     let first = usize::from(seconds.len() > 1);
     let over = |f: &dyn Fn(usize) -> f64| {
         median(&(first..seconds.len()).map(f).collect::<Vec<_>>()).unwrap_or(f64::NAN)
     };
-    let mean = |counts: &[usize]| counts.iter().sum::<usize>() as f64 / counts.len() as f64;
+    let mean = |count: &dyn Fn(&Work) -> f64| work.iter().map(count).sum::<f64>() / work.len() as f64;
+    let flops = |w: &Work| w.flops(config, layer);
+    let without_sharing = |w: &Work| Work { rows: w.tokens, head_rows: w.tokens, ..*w }.flops(config, layer);
     TrainSpeed {
         seconds_per_step: over(&|i| seconds[i]),
-        seconds_per_token: over(&|i| seconds[i] / rows[i] as f64),
+        seconds_per_token: over(&|i| seconds[i] / work[i].tokens as f64),
         setup_seconds,
-        tokens_per_step: mean(rows),
-        scored_rows_per_step: mean(scored),
-        gflops: over(&|i| step_flops(config, layer, rows[i], scored[i]) / seconds[i] / 1e9),
+        tokens_per_step: mean(&|w| w.tokens as f64),
+        rows_per_step: mean(&|w| w.rows as f64),
+        scored_rows_per_step: mean(&|w| w.scored as f64),
+        gflops: over(&|i| flops(&work[i]) / seconds[i] / 1e9),
+        gflop_per_step: mean(&|w| flops(w) / 1e9),
+        saved: 1.0 - mean(&flops) / mean(&without_sharing),
     }
-}
-
-/// Operations of the matrix products of one step: two per weight and row forward, as many backward.
-fn step_flops(config: &DecoderConfig, layer: usize, rows: usize, scored: usize) -> f64 {
-    let (d, h) = (config.d_model, config.head_dim);
-    let attention = d * h * (config.n_heads + 2 * config.n_kv_heads) + config.n_heads * h * d;
-    let block = attention + 3 * d * config.d_ff;
-    let blocks = block * (config.n_layers - 1 - layer) * rows;
-    4.0 * (blocks as f64 + (d * config.vocab) as f64 * scored as f64)
 }

@@ -8,7 +8,7 @@
 
 use super::{
     observer::{Event, Halt, Observer, check},
-    pass::{TokenPair, micro_batches, pack, pair_logps},
+    pass::{Packed, TokenPair, micro_batches, pair_logps},
 };
 use crate::{checksum::crc32c, objective::PairLogps, recipe::Precision};
 use sha2::{Digest, Sha256};
@@ -191,18 +191,18 @@ impl PairCache {
         for run in micro_batches(request.pairs.iter().map(TokenPair::rows), request.micro_batch_rows) {
             check(cancel)?;
             let pairs = &request.pairs[run.clone()];
-            let (pack, spans) = pack(pairs);
+            let Packed { pack, spans, .. } = Packed::unsteered(pairs);
             let h_td = request.model.residual(&pack, request.layer)?;
             let scores = request.model.score_from(request.layer, &h_td, &pack, Keep::Nothing)?;
             for (pair, span) in pairs.iter().zip(&spans) {
-                let rows_td = &h_td[span.rows.start * d..span.rows.end * d];
-                let bytes = le_bytes(rows_td);
+                let rows_td = Packed::pair_rows(span, &h_td, d);
+                let bytes = le_bytes(&rows_td);
                 let reference = pair_logps(scores.logps(), span);
-                entries.push(Entry { first_row, rows: span.rows.len(), crc: crc32c(&bytes), reference });
-                first_row += span.rows.len();
-                norms.add(pair, rows_td, d);
+                entries.push(Entry { first_row, rows: pair.rows(), crc: crc32c(&bytes), reference });
+                first_row += pair.rows();
+                norms.add(pair, &rows_td, d);
                 if keep {
-                    kept.extend_from_slice(rows_td);
+                    kept.extend_from_slice(&rows_td);
                 }
                 if let Some(w) = &mut writer
                     && tolerate(w.body.write_all(&bytes), keep, observer)?.is_none()
@@ -257,11 +257,9 @@ struct Norms(Vec<f32>);
 
 impl Norms {
     fn add(&mut self, pair: &TokenPair, rows_td: &[f32], d: usize) {
-        let (pack, _) = pack([pair]);
-        let rows = rows_td.chunks_exact(d).zip(pack.positions());
-        self.0.extend(
-            rows.filter(|(_, position)| *position > 0).map(|(row, _)| crate::optim::norm(row) as f32),
-        );
+        // The first row of the pair is the first of its prompt; the responses follow the prompt.
+        debug_assert_eq!(rows_td.len(), pair.rows() * d);
+        self.0.extend(rows_td.chunks_exact(d).skip(1).map(|row| crate::optim::norm(row) as f32));
     }
 
     fn median(mut self) -> f64 {

@@ -7,7 +7,7 @@
 use super::{
     observer::{Event, Halt, Observer, check},
     order::{Stream, generator},
-    pass::{TokenPair, micro_batches, pack, pair_logps},
+    pass::{Packed, TokenPair, micro_batches, pair_logps},
 };
 use crate::optim::{NormBudget, norm};
 use rand::seq::SliceRandom;
@@ -62,22 +62,23 @@ impl LayerSearch<'_> {
         let mut norms: Vec<f64> = Vec::new();
         for run in micro_batches(pairs.iter().map(|p| p.rows()), self.micro_batch_rows) {
             check(cancel)?;
-            let (pack, _) = pack(pairs[run].iter().copied());
-            let h_td = self.model.residual(&pack, layer)?;
-            let rows = |start: usize, len: usize| h_td[start * d..(start + len) * d].chunks_exact(d);
-            // A pair is three segments: the prompt, the chosen response and the rejected one.
-            for pair in pack.segments.chunks_exact(3) {
-                if pair[1].len > 0 && pair[2].len > 0 {
-                    for (segment, sign) in [(pair[1], 1.0), (pair[2], -1.0)] {
-                        let weight = sign / segment.len as f64;
-                        for row in rows(segment.start, segment.len) {
-                            sum.iter_mut().zip(row).for_each(|(s, &x)| *s += weight * f64::from(x));
+            let pairs = &pairs[run];
+            let packed = Packed::unsteered(pairs.iter().copied());
+            let h_td = self.model.residual(&packed.pack, layer)?;
+            for (pair, span) in pairs.iter().zip(&packed.spans) {
+                let rows_td = Packed::pair_rows(span, &h_td, d);
+                let rows: Vec<&[f32]> = rows_td.chunks_exact(d).collect();
+                let (rest, rejected) = rows.split_at(rows.len() - (pair.rejected.len() - 1));
+                let chosen = &rest[rest.len() - (pair.chosen.len() - 1)..];
+                if !chosen.is_empty() && !rejected.is_empty() {
+                    for (side, sign) in [(chosen, 1.0), (rejected, -1.0)] {
+                        let weight = sign / side.len() as f64;
+                        for row in side {
+                            sum.iter_mut().zip(*row).for_each(|(s, &x)| *s += weight * f64::from(x));
                         }
                     }
                 }
-                let first = pair[0].start + 1;
-                let last = pair[2].start + pair[2].len;
-                norms.extend(rows(first, last - first).map(norm));
+                norms.extend(rows[1..].iter().map(|row| norm(row)));
             }
         }
         norms.sort_unstable_by(f64::total_cmp);
@@ -97,16 +98,16 @@ impl LayerSearch<'_> {
     ) -> Result<f64, Halt> {
         let mut total = 0.0;
         for run in micro_batches(pairs.iter().map(TokenPair::rows), self.micro_batch_rows) {
-            let (pack, spans) = pack(&pairs[run]);
-            let h_td = self.model.residual(&pack, layer)?;
+            let packed = Packed::unsteered(&pairs[run]);
+            let h_td = self.model.residual(&packed.pack, layer)?;
             for sign in [1f32, -1.0] {
                 check(cancel)?;
                 let edited: Vec<f32> = h_td
                     .chunks_exact(v.len())
                     .flat_map(|row| row.iter().zip(v).map(move |(h, v)| h + sign * v))
                     .collect();
-                let scores = self.model.score_from(layer, &edited, &pack, Keep::Nothing)?;
-                let margins = spans.iter().map(|span| pair_logps(scores.logps(), span).margin());
+                let scores = self.model.score_from(layer, &edited, &packed.pack, Keep::Nothing)?;
+                let margins = packed.spans.iter().map(|span| pair_logps(scores.logps(), span).margin());
                 total += f64::from(sign) * margins.sum::<f64>();
             }
         }

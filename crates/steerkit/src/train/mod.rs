@@ -23,6 +23,7 @@ pub use lock::RunLock;
 pub use observer::{Event, Observer};
 pub use order::{Batch, Order};
 pub use pass::TokenPair;
+pub(crate) use pass::packed_rows;
 
 use crate::{Result, recipe::Recipe, vector::SteeringVector};
 use std::{path::PathBuf, sync::atomic::AtomicBool};

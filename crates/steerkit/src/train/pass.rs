@@ -31,11 +31,93 @@ impl TokenPair {
     }
 }
 
-/// Packs `pairs` behind each other.
-pub(crate) fn pack<'a>(pairs: impl IntoIterator<Item = &'a TokenPair>) -> (Pack, Vec<PairSpan>) {
-    let mut pack = Pack::default();
-    let spans = pairs.into_iter().map(|p| pack.push_pair(&p.prompt, &p.chosen, &p.rejected)).collect();
-    (pack, spans)
+/// Pairs in one pack. Those whose residual stream gets the same multiple of `v` are one text: they share what
+/// their prompts begin with.
+pub(crate) struct Packed {
+    pub(crate) pack: Pack,
+    /// Where each pair lies, in the order given.
+    pub(crate) spans: Vec<PairSpan>,
+    /// The rows of each text and what scales `v` there.
+    texts: Vec<(Range<usize>, f32)>,
+}
+
+impl Packed {
+    /// Packs pairs, each with what scales `v` there.
+    pub(crate) fn new(items: &[(&TokenPair, f32)]) -> Self {
+        let (mut pack, mut texts) = (Pack::default(), Vec::new());
+        let mut spans: Vec<Option<PairSpan>> = vec![None; items.len()];
+        for first in 0..items.len() {
+            if spans[first].is_some() {
+                continue;
+            }
+            let scale = items[first].1;
+            let same: Vec<usize> = (first..items.len()).filter(|&i| items[i].1 == scale).collect();
+            let sides = |i: &usize| {
+                let pair = items[*i].0;
+                [&pair.prompt[..], &pair.chosen, &pair.rejected]
+            };
+            let start = pack.len();
+            let of_text = pack.push_pairs(&same.iter().map(sides).collect::<Vec<_>>());
+            for (i, span) in same.into_iter().zip(of_text) {
+                spans[i] = Some(span);
+            }
+            texts.push((start..pack.len(), scale));
+        }
+        Self { pack, spans: spans.into_iter().flatten().collect(), texts }
+    }
+
+    /// Packs pairs of which none is steered.
+    pub(crate) fn unsteered<'a>(pairs: impl IntoIterator<Item = &'a TokenPair>) -> Self {
+        Self::new(&pairs.into_iter().map(|pair| (pair, 0.0)).collect::<Vec<_>>())
+    }
+
+    /// The rows of a pair, shared and own, from those of the pack.
+    pub(crate) fn pair_rows(span: &PairSpan, rows_td: &[f32], d: usize) -> Vec<f32> {
+        let rows = |range: &Range<usize>| &rows_td[range.start * d..range.end * d];
+        [rows(&span.shared), rows(&span.rows)].concat()
+    }
+
+    /// The residual stream of the pack with the multiples of `v` added; `read` gives that of a pair alone.
+    fn steered(
+        &self,
+        v: &[f32],
+        mut read: impl FnMut(usize, &mut [f32]) -> std::io::Result<()>,
+    ) -> std::io::Result<Vec<f32>> {
+        let d = v.len();
+        let mut h_td = vec![0f32; self.pack.len() * d];
+        let mut pair_td = Vec::new();
+        for (i, span) in self.spans.iter().enumerate() {
+            let shared = span.shared.len() * d;
+            pair_td.resize(shared + span.rows.len() * d, 0.0);
+            read(i, &mut pair_td)?;
+            h_td[span.shared.start * d..span.shared.end * d].copy_from_slice(&pair_td[..shared]);
+            h_td[span.rows.start * d..span.rows.end * d].copy_from_slice(&pair_td[shared..]);
+        }
+        for (rows, scale) in &self.texts {
+            let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
+            for row in h_td[rows.start * d..rows.end * d].chunks_exact_mut(d) {
+                row.iter_mut().zip(&edit).for_each(|(h, e)| *h += e);
+            }
+        }
+        Ok(h_td)
+    }
+
+    /// `Σ scale · Σ rows` over the texts, in f64: what a gradient with respect to the rows means for `v`.
+    fn add_gradient(&self, dh_td: &[f32], grad: &mut [f64]) {
+        let d = grad.len();
+        for (rows, scale) in &self.texts {
+            let mut sum = vec![0f64; d];
+            for row in dh_td[rows.start * d..rows.end * d].chunks_exact(d) {
+                sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
+            }
+            grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += f64::from(*scale) * s);
+        }
+    }
+}
+
+/// Rows of pairs that are steered alike, in one pack.
+pub(crate) fn packed_rows<'a>(pairs: impl IntoIterator<Item = &'a TokenPair>) -> usize {
+    Packed::unsteered(pairs).pack.len()
 }
 
 /// Splits items of the given rows into runs of at most `budget` rows, or of one item.
@@ -94,18 +176,18 @@ impl Prepared<'_> {
         let mut all = Vec::with_capacity(items.len());
         for run in micro_batches(items.iter().map(|i| self.pairs[i.0].rows()), self.micro_batch_rows) {
             check(cancel)?;
-            let (pack, spans, h_td) = self.steered(&items[run], v)?;
-            let scores = self.model.score_from(self.layer, &h_td, &pack, Keep::Nothing)?;
-            all.extend(spans.iter().map(|span| pair_logps(scores.logps(), span)));
+            let (packed, h_td) = self.steered(&items[run], v)?;
+            let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::Nothing)?;
+            all.extend(packed.spans.iter().map(|span| pair_logps(scores.logps(), span)));
         }
         Ok(all)
     }
 
     /// Mean loss of `batch` and its gradient with respect to `v`.
     ///
-    /// With `h + d·v` in every row, d loss / d v is `d` times the sum over the pair's rows of d loss / d h. Rows
-    /// are summed in order for each pair, then pairs in the order of the batch, all in f64: how the batch is cut
-    /// into micro-batches does not change a bit.
+    /// With `h + d·v` in every row, d loss / d v is `d` times the sum over all rows of d loss / d h. Rows are summed
+    /// in order, in f64. How the batch is cut into micro-batches decides which pairs share the rows of
+    /// what their prompts begin with, and so the last bits of the gradient; the recipe fixes it.
     pub(crate) fn gradient(
         &self,
         batch: &[(usize, Direction)],
@@ -121,10 +203,10 @@ impl Prepared<'_> {
             check(cancel)?;
             let batch = &batch[run];
             let items: Vec<_> = batch.iter().map(|&(i, direction)| (i, direction.sign())).collect();
-            let (pack, spans, h_td) = self.steered(&items, v)?;
-            let scores = self.model.score_from(self.layer, &h_td, &pack, Keep::ForVjp)?;
+            let (packed, h_td) = self.steered(&items, v)?;
+            let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::ForVjp)?;
             let mut coef = vec![0f32; scores.logps().len()];
-            for (&(i, direction), span) in batch.iter().zip(&spans) {
+            for (&(i, direction), span) in batch.iter().zip(&packed.spans) {
                 let (policy, reference) = (pair_logps(scores.logps(), span), self.cache.reference(i));
                 let pair = objective.loss(policy, reference, direction);
                 coef[span.chosen.clone()].fill(pair.d_chosen as f32);
@@ -136,14 +218,7 @@ impl Prepared<'_> {
             }
             drop(h_td);
             let dh_td = scores.vjp(&coef)?;
-            for ((_, direction), span) in batch.iter().zip(&spans) {
-                let mut sum = vec![0f64; d];
-                for row in dh_td[span.rows.start * d..span.rows.end * d].chunks_exact(d) {
-                    sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
-                }
-                let sign = f64::from(direction.sign());
-                grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += sign * s);
-            }
+            packed.add_gradient(&dh_td, &mut grad);
         }
         let n = batch.len() as f64;
         let grad = grad.into_iter().map(|g| (g / n) as f32).collect();
@@ -151,19 +226,11 @@ impl Prepared<'_> {
     }
 
     /// The packed pairs and their residual stream with `scale · v` added to every row.
-    fn steered(&self, items: &[(usize, f32)], v: &[f32]) -> Result<(Pack, Vec<PairSpan>, Vec<f32>), Halt> {
-        let d = v.len();
-        let (pack, spans) = pack(items.iter().map(|item| &self.pairs[item.0]));
-        let mut h_td = vec![0f32; pack.len() * d];
-        for (&(i, scale), span) in items.iter().zip(&spans) {
-            let h_td = &mut h_td[span.rows.start * d..span.rows.end * d];
-            self.cache.read(i, h_td)?;
-            let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
-            for row in h_td.chunks_exact_mut(d) {
-                row.iter_mut().zip(&edit).for_each(|(h, e)| *h += e);
-            }
-        }
-        Ok((pack, spans, h_td))
+    fn steered(&self, items: &[(usize, f32)], v: &[f32]) -> Result<(Packed, Vec<f32>), Halt> {
+        let packed =
+            Packed::new(&items.iter().map(|&(i, scale)| (&self.pairs[i], scale)).collect::<Vec<_>>());
+        let h_td = packed.steered(v, |item, out| self.cache.read(items[item].0, out))?;
+        Ok((packed, h_td))
     }
 }
 
