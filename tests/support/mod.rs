@@ -23,13 +23,16 @@ pub const DEVICES: &[DeviceChoice] = &[
     DeviceChoice::Candle(steerkit_model::CandleDevice::Metal(0)),
 ];
 
-/// Golden folders in the layout of `tests/data/goldens`: the repository's, and every folder below each of
-/// `STEERKIT_EXTRA_GOLDENS` (colon-separated; a folder that holds a golden.json itself counts too).
+/// Golden folders in the layout of `tests/data/goldens`: the repository's, those of the reference data beside a
+/// development checkout, and every folder below each of `STEERKIT_EXTRA_GOLDENS` (colon-separated; a folder that
+/// holds a golden.json itself counts too).
 pub fn golden_folders() -> Vec<PathBuf> {
     let extra = std::env::var("STEERKIT_EXTRA_GOLDENS").unwrap_or_default();
     let extra = extra.split(':').filter(|s| !s.is_empty()).map(PathBuf::from);
     let mut found = Vec::new();
-    for top in std::iter::once(root().join("tests/data/goldens")).chain(extra) {
+    let own = ["tests/data/goldens", "tests/data/families"].map(|folder| root().join(folder));
+    let beside = Some(root().join("../shared/goldens/tiny")).filter(|folder| folder.exists());
+    for top in own.into_iter().chain(beside).chain(extra) {
         if top.join("golden.json").exists() {
             found.push(top);
             continue;
@@ -41,6 +44,18 @@ pub fn golden_folders() -> Vec<PathBuf> {
         found.extend(below);
     }
     found
+}
+
+/// What a golden folder holds a model as: the folder itself, and a GGUF file in some.
+pub fn golden_models(folder: &Path) -> Vec<PathBuf> {
+    let gguf = folder.join("model.gguf");
+    std::iter::once(folder.to_owned()).chain(Some(gguf).filter(|file| file.exists())).collect()
+}
+
+/// `family` or `family/model.gguf`, for messages.
+pub fn golden_name(folder: &Path, model: &Path) -> String {
+    let name = model.strip_prefix(folder.parent().unwrap()).unwrap();
+    name.display().to_string()
 }
 
 /// A safetensors file of reference numbers.

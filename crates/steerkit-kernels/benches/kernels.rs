@@ -67,7 +67,7 @@ fn few_rows(c: &mut Criterion) {
 
 /// One new row of each of 16 texts over their caches.
 fn cached_attention(c: &mut Criterion) {
-    let heads = Heads { n: 9, k: 3, h: 64, scale: 0.125 };
+    let heads = Heads { n: 9, k: 3, h: 64, scale: 0.125, softcap: None, window: None };
     let mut group = c.benchmark_group("cached attention");
     for keys in [100, 1000] {
         let caches: Vec<KeyValues> = (0..16)

@@ -1,15 +1,17 @@
 //! Grouped-query attention with a causal mask over a forest of packed texts; over a key/value cache: [`crate::kv`].
 //!
-//! `softmax(q·kᵀ / √h) · v` (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023). Each query row sums
-//! over its keys in text order, so that a text gives the same bits alone, in a pack, and token by token.
+//! `softmax(q·kᵀ / √h) · v` (Vaswani et al. 2017; grouped heads: Ainslie et al. 2023), where a model has them with
+//! a sliding window (Mistral 7B, Jiang et al. 2023) and capped scores `cap · tanh(score / cap)` (Gemma 2). Each
+//! query row sums over its keys in text order, so that a text gives the same bits alone, in a pack, and token by
+//! token.
 
 use crate::gemm::{View, product};
 use crate::isa::multiversion;
-use crate::math::{exp, max, sum_by};
+use crate::math::{exp, max, sum_by, tanh};
 use crate::shared::Shared;
 use std::ops::Range;
 
-/// Shapes of the heads.
+/// Shapes of the heads, and how scores become probabilities.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     /// Query heads.
@@ -20,12 +22,22 @@ pub struct Heads {
     pub h: usize,
     /// Factor of the scores, usually `h^-½`.
     pub scale: f32,
+    /// Bound of the scores, by `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Keys that a query sees at most, itself included.
+    pub window: Option<usize>,
 }
 
 impl Heads {
     /// Width of a row `q | k | v`.
     pub fn qkv_width(&self) -> usize {
         (self.n + 2 * self.k) * self.h
+    }
+
+    /// The keys that query `i` of the last `m` of `s` sees.
+    pub(crate) fn seen(&self, i: usize, m: usize, s: usize) -> Range<usize> {
+        let end = s - m + i + 1;
+        self.window.map_or(0, |w| end.saturating_sub(w))..end
     }
 
     fn group(&self) -> usize {
@@ -149,6 +161,8 @@ struct Scratch {
     values: Vec<f32>,
     q: Vec<f32>,
     probs: Vec<f32>,
+    /// `tanh(score / cap)` of each score, where there is a cap.
+    tanhs: Vec<f32>,
     out: Vec<f32>,
     dout: Vec<f32>,
     dprobs: Vec<f32>,
@@ -236,8 +250,12 @@ impl Scratch {
         let q = &self.q[..all * h];
         let probs = sized(&mut self.probs, all * s);
         product(all, s, h, heads.scale, row_major(q, h), transposed(side.data, side.stride), false, probs, s);
+        if let Some(cap) = heads.softcap {
+            cap_scores(probs, cap, sized(&mut self.tanhs, all * s));
+        }
         for (r, row) in probs.chunks_exact_mut(s).enumerate() {
-            softmax_prefix(row, s - m + r % m + 1);
+            let Range { start, end } = heads.seen(r % m, m, s);
+            softmax_between(row, start, end);
         }
         let out = sized(&mut self.out, all * h);
         product(all, h, s, 1.0, row_major(probs, s), row_major(side.values, side.stride), false, out, h);
@@ -272,6 +290,9 @@ impl Scratch {
         for (p, dp) in probs.chunks_exact(s).zip(dprobs.chunks_exact_mut(s)) {
             softmax_vjp(p, dp);
         }
+        if heads.softcap.is_some() {
+            cap_scores_vjp(&self.tanhs[..all * s], dprobs);
+        }
         let dq = sized(&mut self.dq, all * h);
         product(all, h, s, heads.scale, row_major(dprobs, s), row_major(&keys, h), false, dq, h);
         product(s, h, all, heads.scale, transposed(dprobs, s), row_major(q, h), false, dk, h);
@@ -280,17 +301,38 @@ impl Scratch {
 }
 
 multiversion! {
-    /// Softmax over the first `n` numbers; the rest becomes zero.
-    pub(crate) fn softmax_prefix(row: &mut [f32], n: usize) {
-        let (seen, hidden) = row.split_at_mut(n);
-        hidden.fill(0.0);
+    /// Softmax over the numbers from `start` to `end`; the others become zero.
+    pub(crate) fn softmax_between(row: &mut [f32], start: usize, end: usize) {
+        let (before, rest) = row.split_at_mut(start);
+        let (seen, after) = rest.split_at_mut(end - start);
+        before.fill(0.0);
+        after.fill(0.0);
         let top = max(seen);
         for x in seen.iter_mut() {
             *x = exp(*x - top);
         }
-        let factor = 1.0 / sum_by(n, |i| seen[i]);
+        let factor = 1.0 / sum_by(seen.len(), |i| seen[i]);
         for x in seen.iter_mut() {
             *x *= factor;
+        }
+    }
+}
+
+multiversion! {
+    /// `score ← cap · tanh(score / cap)`; keeps the tanh.
+    fn cap_scores(scores: &mut [f32], cap: f32, tanhs: &mut [f32]) {
+        for (score, t) in scores.iter_mut().zip(tanhs) {
+            *t = tanh(*score / cap);
+            *score = cap * *t;
+        }
+    }
+}
+
+multiversion! {
+    /// `ds ← ds · (1 − tanh²)`.
+    fn cap_scores_vjp(tanhs: &[f32], dscores: &mut [f32]) {
+        for (ds, t) in dscores.iter_mut().zip(tanhs) {
+            *ds *= 1.0 - t * t;
         }
     }
 }
@@ -311,7 +353,9 @@ mod tests {
     use super::*;
     use crate::testing::{assert_vjp, noise};
 
-    const HEADS: Heads = Heads { n: 4, k: 2, h: 6, scale: 0.4 };
+    const HEADS: Heads = Heads { n: 4, k: 2, h: 6, scale: 0.4, softcap: None, window: None };
+    /// Capped well inside the range of the scores, and a window that hides keys of every run.
+    const CAPPED: Heads = Heads { scale: 1.4, softcap: Some(0.7), window: Some(4), ..HEADS };
 
     /// A prompt of 5 with branches of 3 and 4, and a text of 2.
     fn runs() -> Vec<Run> {
@@ -324,20 +368,22 @@ mod tests {
     }
 
     /// The definition, row by row in f64.
-    fn naive(qkv: &[f32], runs: &[Run]) -> Vec<f32> {
+    fn naive(heads: Heads, qkv: &[f32], runs: &[Run]) -> Vec<f32> {
         let (w, h, group) = (HEADS.qkv_width(), HEADS.h, HEADS.n / HEADS.k);
         let mut out = vec![0f32; qkv.len() / w * HEADS.n * h];
         for run in runs {
             for row in run.rows.clone() {
-                let seen: Vec<usize> =
+                let mut seen: Vec<usize> =
                     run.keys.iter().flat_map(|r| r.clone()).filter(|&k| k <= row).collect();
+                seen.drain(..seen.len().saturating_sub(heads.window.unwrap_or(usize::MAX)));
                 for head in 0..HEADS.n {
                     let at = |row: usize, col: usize, i: usize| f64::from(qkv[row * w + col * h + i]);
                     let (key, value) = (HEADS.n + head / group, HEADS.n + HEADS.k + head / group);
                     let e: Vec<f64> = seen
                         .iter()
                         .map(|&s| (0..h).map(|i| at(row, head, i) * at(s, key, i)).sum::<f64>())
-                        .map(|x| (x * f64::from(HEADS.scale)).exp())
+                        .map(|x| x * f64::from(heads.scale))
+                        .map(|x| heads.softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh()).exp())
                         .collect();
                     let total: f64 = e.iter().sum();
                     for i in 0..h {
@@ -350,17 +396,19 @@ mod tests {
         out
     }
 
-    fn run(qkv: &[f32], runs: &[Run]) -> Vec<f32> {
+    fn run(heads: Heads, qkv: &[f32], runs: &[Run]) -> Vec<f32> {
         let mut out = vec![f32::NAN; qkv.len() / HEADS.qkv_width() * HEADS.n * HEADS.h];
-        attention(HEADS, qkv, runs, &mut out);
+        attention(heads, qkv, runs, &mut out);
         out
     }
 
     #[test]
     fn equals_the_definition() {
         let qkv = noise(1, 14 * HEADS.qkv_width());
-        for (a, b) in run(&qkv, &runs()).iter().zip(naive(&qkv, &runs())) {
-            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        for heads in [HEADS, CAPPED] {
+            for (a, b) in run(heads, &qkv, &runs()).iter().zip(naive(heads, &qkv, &runs())) {
+                assert!((a - b).abs() < 1e-6, "{heads:?}: {a} {b}");
+            }
         }
     }
 
@@ -368,8 +416,10 @@ mod tests {
     fn vjp_matches_finite_differences() {
         let qkv = noise(1, 14 * HEADS.qkv_width());
         let dout = noise(2, 14 * HEADS.n * HEADS.h);
-        let mut dqkv = vec![f32::NAN; qkv.len()];
-        attention_vjp(HEADS, &qkv, &runs(), &dout, &mut dqkv);
-        assert_vjp(&qkv, &dout, &dqkv, |x| run(x, &runs()));
+        for heads in [HEADS, CAPPED] {
+            let mut dqkv = vec![f32::NAN; qkv.len()];
+            attention_vjp(heads, &qkv, &runs(), &dout, &mut dqkv);
+            assert_vjp(&qkv, &dout, &dqkv, |x| run(heads, x, &runs()));
+        }
     }
 }

@@ -4,10 +4,11 @@
 //! keys in panels of as many keys as a panel is wide, its values in panels of as many numbers of the head. The bits
 //! are those of [`attention`](crate::attention::attention) over the whole text.
 
-use crate::attention::{Heads, softmax_prefix};
+use crate::attention::{Heads, softmax_between};
 use crate::gemm::{panel_width, times_panel};
 use crate::isa::Isa;
 use crate::parallel;
+use crate::rows::softcap_row;
 use crate::shared::Shared;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -146,7 +147,11 @@ impl Scratch {
             times_panel(isa, m, h, heads.scale, (q, h), keys, &mut probs[panel * width..], stride);
         }
         for (i, row) in probs.chunks_exact_mut(stride).enumerate() {
-            softmax_prefix(row, seen + 1 - (rows.len() - i / group));
+            if let Some(cap) = heads.softcap {
+                softcap_row(row, cap);
+            }
+            let Range { start, end } = heads.seen(i / group, rows.len(), seen);
+            softmax_between(row, start, end);
         }
         let wide = parts * width;
         let sums = sized(&mut self.out, m * wide);
@@ -172,9 +177,9 @@ mod tests {
     #[test]
     fn a_cache_gives_the_bits_of_the_whole_text() {
         for heads in [
-            Heads { n: 4, k: 2, h: 6, scale: 0.4 },
-            Heads { n: 9, k: 3, h: 64, scale: 0.125 },
-            Heads { n: 2, k: 2, h: 40, scale: 0.2 },
+            Heads { n: 4, k: 2, h: 6, scale: 0.4, softcap: None, window: None },
+            Heads { n: 9, k: 3, h: 64, scale: 0.125, softcap: None, window: None },
+            Heads { n: 2, k: 2, h: 40, scale: 0.2, softcap: Some(0.7), window: Some(19) },
         ] {
             let (t, width, out_width) = (90, heads.qkv_width(), heads.n * heads.h);
             let qkv = noise(3, t * width);
@@ -198,7 +203,7 @@ mod tests {
 
     #[test]
     fn texts_do_not_see_each_other() {
-        let heads = Heads { n: 4, k: 2, h: 6, scale: 0.4 };
+        let heads = Heads { n: 4, k: 2, h: 6, scale: 0.4, softcap: None, window: Some(7) };
         let (width, out_width) = (heads.qkv_width(), heads.n * heads.h);
         let lens = [3, 1, 40];
         let qkv = noise(4, 44 * width);

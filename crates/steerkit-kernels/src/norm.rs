@@ -3,6 +3,7 @@
 use crate::isa::multiversion;
 use crate::math::sum_by;
 use crate::shared::{Shared, for_rows};
+use std::ops::Range;
 
 const ROWS_PER_TASK: usize = 16;
 
@@ -55,6 +56,61 @@ multiversion! {
     }
 }
 
+/// Normalises, in place, each run of `gain.len()` numbers among `columns` of the rows of `x`: the heads of queries
+/// or keys, each with the same gain, or all of them together.
+pub fn rms_norm_columns(x: &mut [f32], width: usize, columns: Range<usize>, gain: &[f32], eps: f32) {
+    assert!(columns.len().is_multiple_of(gain.len()) && columns.end <= width);
+    for_rows(x, width, ROWS_PER_TASK, |_, row| {
+        for run in row[columns.clone()].chunks_exact_mut(gain.len()) {
+            norm_run(run, gain, eps);
+        }
+    });
+}
+
+multiversion! {
+    fn norm_run(x: &mut [f32], gain: &[f32], eps: f32) {
+        let d = gain.len();
+        let x = &mut x[..d];
+        let rstd = 1.0 / (sum_by(d, |i| x[i] * x[i]) / d as f32 + eps).sqrt();
+        for i in 0..d {
+            x[i] = x[i] * rstd * gain[i];
+        }
+    }
+}
+
+/// The VJP of [`rms_norm_columns`], in place: the `columns` of `dx` become the gradient of those of `x`, the rows
+/// before the norm.
+pub fn rms_norm_columns_vjp(
+    x: &[f32],
+    width: usize,
+    columns: Range<usize>,
+    gain: &[f32],
+    eps: f32,
+    dx: &mut [f32],
+) {
+    assert_eq!(x.len(), dx.len());
+    assert!(columns.len().is_multiple_of(gain.len()) && columns.end <= width);
+    for_rows(dx, width, ROWS_PER_TASK, |i, dx_row| {
+        let row = &x[i * width..(i + 1) * width][columns.clone()];
+        let runs = row.chunks_exact(gain.len());
+        for (x, dx) in runs.zip(dx_row[columns.clone()].chunks_exact_mut(gain.len())) {
+            norm_run_vjp(x, gain, eps, dx);
+        }
+    });
+}
+
+multiversion! {
+    fn norm_run_vjp(x: &[f32], gain: &[f32], eps: f32, dx: &mut [f32]) {
+        let d = gain.len();
+        let (x, dx) = (&x[..d], &mut dx[..d]);
+        let rstd = 1.0 / (sum_by(d, |i| x[i] * x[i]) / d as f32 + eps).sqrt();
+        let along = sum_by(d, |i| x[i] * dx[i] * gain[i]) * rstd * rstd * rstd / d as f32;
+        for i in 0..d {
+            dx[i] = rstd * gain[i] * dx[i] - along * x[i];
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +136,24 @@ mod tests {
         let mut dx = vec![0.0; t * d];
         rms_norm_vjp(&x, &gain, &forward(&x).1, &dy, &mut dx);
         assert_vjp(&x, &dy, &dx, |x| forward(x).0);
+    }
+
+    #[test]
+    fn columns_are_normalised_by_runs() {
+        let (t, width, eps) = (3, 40, 1e-5);
+        let (x, gain, dy) = (noise(1, t * width), noise(2, 12), noise(3, t * width));
+        let forward = |x: &[f32]| {
+            let mut y = x.to_vec();
+            rms_norm_columns(&mut y, width, 4..28, &gain, eps);
+            y
+        };
+        let y = forward(&x);
+        let (mut run, mut r) = (vec![0.0; 12], [0.0]);
+        rms_norm(&x[width + 16..width + 28], &gain, eps, &mut run, &mut r);
+        assert_eq!(y[width + 16..width + 28], run);
+        assert_eq!((&y[..4], &y[28..44]), (&x[..4], &x[28..44]));
+        let mut dx = dy.clone();
+        rms_norm_columns_vjp(&x, width, 4..28, &gain, eps, &mut dx);
+        assert_vjp(&x, &dy, &dx, forward);
     }
 }

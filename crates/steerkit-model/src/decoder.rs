@@ -1,12 +1,13 @@
-//! The decoder: embedding, blocks and output head of a frozen pre-norm transformer, and the gradient of
+//! The decoder: embedding, blocks and output head of a frozen transformer, and the gradient of
 //! log-probabilities with respect to the residual stream. One text for every family and every backend.
 
 use crate::backend::Backend;
+use crate::config::Rope;
 use crate::edit::{Edit, EditOp};
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
 use crate::twins::Twins;
-use crate::weights::{LayerWeights, Weights};
-use crate::{DecoderConfig, Pack, Result};
+use crate::weights::{LayerWeights, Linear, Weights};
+use crate::{DecoderConfig, ModelError, Pack, Result};
 use std::ops::Range;
 use steerkit_kernels::attention::Heads;
 use steerkit_kernels::rope::{Angles, Turn};
@@ -18,8 +19,8 @@ const HEAD_ROWS: usize = 256;
 pub(crate) struct Decoder<B: Backend> {
     backend: B,
     config: DecoderConfig,
-    heads: Heads,
-    frequencies: Vec<f64>,
+    /// The rotary embedding, and that of blocks with a window where it is another one.
+    ropes: Vec<Rope>,
     embed: B::Matrix,
     layers: Vec<Layer<B>>,
     final_norm: B::Gain,
@@ -27,30 +28,51 @@ pub(crate) struct Decoder<B: Backend> {
 }
 
 struct Layer<B: Backend> {
-    attn_norm: B::Gain,
-    qkv: B::Matrix,
-    attn_out: B::Matrix,
-    ffn_norm: B::Gain,
-    gate_up: B::Matrix,
-    down: B::Matrix,
+    heads: Heads,
+    /// Which of the ropes turns its heads.
+    rope: Option<usize>,
+    attn_norm: Option<B::Gain>,
+    qkv: Projection<B>,
+    qk_norms: Option<[B::Gain; 2]>,
+    attn_out: Projection<B>,
+    attn_post_norm: Option<B::Gain>,
+    ffn_norm: Option<B::Gain>,
+    gate_up: Projection<B>,
+    down: Projection<B>,
+    ffn_post_norm: Option<B::Gain>,
+}
+
+struct Projection<B: Backend> {
+    matrix: B::Matrix,
+    bias: Option<B::Gain>,
+    /// `A` and `B` of a low-rank addition.
+    low_rank: Option<(B::Matrix, B::Matrix)>,
 }
 
 /// What the VJP of one block needs; the rest is computed again.
 struct Saved<B: Backend> {
     input: B::Tensor,
-    attn_rstd: B::Tensor,
+    attn_rstd: Option<B::Tensor>,
+    /// Before the norms of queries and keys, where there are some.
+    raw_qkv: Option<B::Tensor>,
     qkv: B::Tensor,
+    attn_post: Option<Normed<B>>,
     middle: B::Tensor,
-    ffn_rstd: B::Tensor,
+    ffn_rstd: Option<B::Tensor>,
     gate_up: B::Tensor,
-    /// Only the head's rows went through the MLP.
+    ffn_post: Option<Normed<B>>,
+    /// Only the head's rows went on after the attention.
     narrowed: bool,
 }
+
+/// Rows that were normalised, and the reciprocal of each one's root mean square.
+type Normed<B> = (<B as Backend>::Tensor, <B as Backend>::Tensor);
 
 /// How the rows of a pass see each other, and which of them the head reads.
 struct Context<B: Backend> {
     runs: B::Runs,
-    angles: B::Angles,
+    /// One for each of the ropes.
+    angles: Vec<B::Angles>,
     /// Rows of the pass.
     t: usize,
     /// The rows that predict a scored token, each once, in order.
@@ -72,27 +94,70 @@ struct Kept<B: Backend> {
 
 impl<B: Backend> Decoder<B> {
     pub(crate) fn new(backend: B, config: DecoderConfig, weights: &Weights) -> Result<Self> {
-        let layer = |w: &LayerWeights| {
-            Ok(Layer {
-                attn_norm: backend.gain(&w.attn_norm)?,
-                qkv: backend.matrix(&w.qkv)?,
-                attn_out: backend.matrix(&w.attn_out)?,
-                ffn_norm: backend.gain(&w.ffn_norm)?,
-                gate_up: backend.matrix(&w.gate_up)?,
-                down: backend.matrix(&w.down)?,
-            })
-        };
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let layers = weights.layers.iter().enumerate().map(|(i, w)| Layer::new(&backend, &config, i, w));
+        let local = config.features.local_rope.as_ref();
+        // A factor of the logits is one of the rows that make them.
+        let final_norm: Vec<f32> =
+            weights.final_norm.iter().map(|gain| gain * config.features.logit_scale).collect();
         Ok(Self {
-            heads: Heads { n: config.n_heads, k: config.n_kv_heads, h: config.head_dim, scale },
-            frequencies: config.rope.frequencies(config.head_dim),
+            ropes: std::iter::once(&config.rope).chain(local).cloned().collect(),
             embed: backend.matrix(&weights.embed)?,
-            layers: weights.layers.iter().map(layer).collect::<Result<_>>()?,
-            final_norm: backend.gain(&weights.final_norm)?,
+            layers: layers.collect::<Result<_>>()?,
+            final_norm: backend.gain(&final_norm)?,
             head: backend.matrix(&weights.head)?,
             config,
             backend,
         })
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    fn new(backend: &B, config: &DecoderConfig, index: usize, w: &LayerWeights) -> Result<Self> {
+        let gain = |gain: &Option<Vec<f32>>| gain.as_deref().map(|g| backend.gain(g)).transpose();
+        let projection = |w: &Linear| -> Result<_> {
+            let low_rank = w.low_rank.as_ref();
+            Ok(Projection {
+                matrix: backend.matrix(&w.matrix)?,
+                bias: gain(&w.bias)?,
+                low_rank: low_rank
+                    .map(|l| Ok::<_, ModelError>((backend.matrix(&l.down)?, backend.matrix(&l.up)?)))
+                    .transpose()?,
+            })
+        };
+        let block = config.block(index);
+        let local = block.window.is_some() && config.features.local_rope.is_some();
+        let qk_norms = w.qk_norms.as_ref();
+        Ok(Self {
+            heads: Heads {
+                n: config.n_heads,
+                k: config.n_kv_heads,
+                h: config.head_dim,
+                scale: config.attn_scale(),
+                softcap: config.features.attn_softcap,
+                window: block.window,
+            },
+            rope: block.rotary.then_some(usize::from(local)),
+            attn_norm: gain(&w.attn_norm)?,
+            qkv: projection(&w.qkv)?,
+            qk_norms: qk_norms
+                .map(|[q, k]| Ok::<_, ModelError>([backend.gain(q)?, backend.gain(k)?]))
+                .transpose()?,
+            attn_out: projection(&w.attn_out)?,
+            attn_post_norm: gain(&w.attn_post_norm)?,
+            ffn_norm: gain(&w.ffn_norm)?,
+            gate_up: projection(&w.gate_up)?,
+            down: projection(&w.down)?,
+            ffn_post_norm: gain(&w.ffn_post_norm)?,
+        })
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    /// The columns of queries and of keys with the gains of their norms.
+    fn normed_heads(&self) -> impl Iterator<Item = (Range<usize>, &B::Gain)> {
+        let Heads { n, k, h, .. } = self.heads;
+        let columns = [0..n * h, n * h..(n + k) * h];
+        columns.into_iter().zip(self.qk_norms.iter().flatten())
     }
 }
 
@@ -103,14 +168,14 @@ impl<B: Backend> Engine for Decoder<B> {
 
     fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
-        let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
+        let mut x = self.embed(&pack.tokens)?;
         self.blocks(0..layer + 1, &mut x, &context)?;
         self.backend.download(&x)
     }
 
     fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
         let context = self.context(pack)?;
-        let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
+        let mut x = self.embed(&pack.tokens)?;
         self.head_rows(0, &mut x, &context, None)?;
         self.head_log_probs(&x, &context)
     }
@@ -129,8 +194,7 @@ impl<B: Backend> Engine for Decoder<B> {
         let mut saved = Vec::with_capacity(self.layers.len() - layer - 1);
         self.head_rows(layer + 1, &mut x, &context, Some(&mut saved))?;
         let head_input = b.select(&x, &context.scored)?;
-        let (normed, head_rstd) = b.rms_norm(&head_input, &self.final_norm, self.config.norm_eps)?;
-        let logits = b.linear(&normed, &self.head)?;
+        let (logits, head_rstd) = self.logits(&head_input)?;
         let logps = b.log_probs(&logits, &context.targets)?;
         let kept = Kept { context, saved, head_input, head_rstd, logits };
         Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
@@ -142,12 +206,12 @@ impl<B: Backend> Engine for Decoder<B> {
         let mut rows = twins.rows(runs, 0);
         let tokens: Vec<u32> = twins.computed(0).flat_map(|run| runs[run].tokens.iter().copied()).collect();
         let mut angles = self.angles_of(runs, &rows)?;
-        let mut x = b.embed(&self.embed, &tokens)?;
+        let mut x = self.embed(&tokens)?;
         for (l, layer) in self.layers.iter().enumerate() {
             let caches = runs.iter_mut().map(|run| &mut run.cache.layers::<B>()[l]);
             let mut texts: Vec<_> =
                 rows.iter().zip(caches).filter_map(|(rows, cache)| rows.clone().zip(Some(cache))).collect();
-            let attend = |qkv: &B::Tensor| b.attention_cached(qkv, self.heads, &mut texts);
+            let attend = |qkv: &B::Tensor| b.attention_cached(qkv, layer.heads, &mut texts);
             self.block(layer, &mut x, &angles, None, false, attend)?;
             for run in (0..runs.len()).filter(|&run| rows[run].is_none()) {
                 let cache = runs[twins.source(run, l)].cache.layers::<B>()[l].clone();
@@ -171,8 +235,7 @@ impl<B: Backend> Engine for Decoder<B> {
         }
         let last = (0..runs.len()).filter_map(|run| rows[twins.source(run, self.layers.len())].as_ref());
         let last: Vec<usize> = last.map(|rows| rows.end - 1).collect();
-        let (normed, _) = b.rms_norm(&b.select(&x, &last)?, &self.final_norm, self.config.norm_eps)?;
-        b.download(&b.linear(&normed, &self.head)?)
+        b.download(&self.logits(&b.select(&x, &last)?)?.0)
     }
 
     fn new_cache(&self) -> KvCache {
@@ -184,7 +247,8 @@ impl<B: Backend> Decoder<B> {
     /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
     fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
         let (b, context) = (&self.backend, &kept.context);
-        let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef)?;
+        let softcap = self.config.features.logit_softcap;
+        let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef, softcap)?;
         let dnormed = b.linear_vjp(&dlogits, &self.head)?;
         drop(dlogits);
         let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
@@ -200,14 +264,13 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {
-        let angles = Angles::new(&pack.positions(), &self.frequencies);
         let mut head_rows: Vec<usize> = pack.scored.iter().map(|s| s.row).collect();
         head_rows.sort_unstable();
         head_rows.dedup();
         let place = |row: usize| head_rows.partition_point(|&r| r < row);
         Ok(Context {
             runs: self.backend.runs(pack.runs())?,
-            angles: self.backend.angles(angles, &self.config.rope)?,
+            angles: self.angles(&pack.positions())?,
             t: pack.len(),
             scored: pack.scored.iter().map(|s| place(s.row)).collect(),
             targets: pack.scored.iter().map(|s| s.target).collect(),
@@ -216,11 +279,40 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Angles of the rows of new tokens.
-    fn angles_of(&self, runs: &[CachedRun<'_>], rows: &[Option<Range<usize>>]) -> Result<B::Angles> {
+    fn angles_of(&self, runs: &[CachedRun<'_>], rows: &[Option<Range<usize>>]) -> Result<Vec<B::Angles>> {
         let computed = runs.iter().zip(rows).filter(|(_, rows)| rows.is_some());
         let positions: Vec<usize> =
             computed.flat_map(|(r, _)| r.cache.len()..r.cache.len() + r.tokens.len()).collect();
-        self.backend.angles(Angles::new(&positions, &self.frequencies), &self.config.rope)
+        self.angles(&positions)
+    }
+
+    fn angles(&self, positions: &[usize]) -> Result<Vec<B::Angles>> {
+        let angles = |rope: &Rope| {
+            let frequencies = rope.frequencies(self.config.rotary_dim());
+            self.backend.angles(Angles::new(positions, &frequencies, rope.magnitude()), rope)
+        };
+        self.ropes.iter().map(angles).collect()
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<B::Tensor> {
+        let mut x = self.backend.embed(&self.embed, tokens)?;
+        self.scale(&mut x, self.config.features.embed_scale)?;
+        Ok(x)
+    }
+
+    fn scale(&self, x: &mut B::Tensor, factor: f32) -> Result<()> {
+        if factor == 1.0 { Ok(()) } else { self.backend.scale(x, factor) }
+    }
+
+    /// Logits of rows of the last block's output, and what the VJP of the last norm needs.
+    fn logits(&self, x: &B::Tensor) -> Result<Normed<B>> {
+        let b = &self.backend;
+        let (normed, rstd) = b.rms_norm(x, &self.final_norm, self.config.norm_eps)?;
+        let mut logits = b.linear(&normed, &self.head)?;
+        if let Some(cap) = self.config.features.logit_softcap {
+            b.softcap(&mut logits, cap)?;
+        }
+        Ok((logits, rstd))
     }
 
     fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, edits: &[Edit], layer: usize) -> Result<()> {
@@ -235,7 +327,7 @@ impl<B: Backend> Decoder<B> {
     /// Runs blocks `range` on packed rows `x`.
     fn blocks(&self, range: Range<usize>, x: &mut B::Tensor, context: &Context<B>) -> Result<()> {
         for layer in &self.layers[range] {
-            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, self.heads, &context.runs);
+            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
             self.block(layer, x, &context.angles, None, false, attend)?;
         }
         Ok(())
@@ -254,7 +346,7 @@ impl<B: Backend> Decoder<B> {
             *x = self.backend.select(x, &context.head_rows)?;
         }
         for (l, layer) in self.layers.iter().enumerate().skip(first) {
-            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, self.heads, &context.runs);
+            let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
             let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);
             let saved = self.block(layer, x, &context.angles, narrow, keep.is_some(), attend)?;
             if let Some(keep) = keep.as_mut() {
@@ -264,42 +356,143 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// One block: `x += attention(norm(x)); x += mlp(norm(x))`. Only rows `narrow`, where given, go on after the
-    /// attention.
+    /// One block: `x += norm(attention(norm(x))); x += norm(mlp(norm(x)))`, with the norms that the model has.
+    /// Only rows `narrow`, where given, go on after the attention.
     fn block(
         &self,
         layer: &Layer<B>,
         x: &mut B::Tensor,
-        angles: &B::Angles,
+        angles: &[B::Angles],
         narrow: Option<&[usize]>,
         keep: bool,
         attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
     ) -> Result<Option<Saved<B>>> {
-        let (b, eps) = (&self.backend, self.config.norm_eps);
+        let b = &self.backend;
         let input = keep.then(|| b.copy(x)).transpose()?;
-        let (normed, attn_rstd) = b.rms_norm(x, &layer.attn_norm, eps)?;
-        let mut qkv = b.linear(&normed, &layer.qkv)?;
-        b.rope(&mut qkv, self.heads, angles, Turn::Forward)?;
+        let (normed, attn_rstd) = self.norm_before(x, layer.attn_norm.as_ref())?;
+        let mut qkv = self.project(&normed, &layer.qkv)?;
+        let raw_qkv = (keep && layer.qk_norms.is_some()).then(|| b.copy(&qkv)).transpose()?;
+        for (columns, gain) in layer.normed_heads() {
+            b.rms_norm_columns(&mut qkv, columns, gain, self.config.norm_eps)?;
+        }
+        if let Some(rope) = layer.rope {
+            b.rope(&mut qkv, layer.heads, &angles[rope], Turn::Forward)?;
+        }
         let mut attended = attend(&qkv)?;
         if let Some(rows) = narrow {
             attended = b.select(&attended, rows)?;
             *x = b.select(x, rows)?;
         }
-        b.add(x, &b.linear(&attended, &layer.attn_out)?)?;
+        let out = self.project(&attended, &layer.attn_out)?;
+        let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?;
 
         let middle = keep.then(|| b.copy(x)).transpose()?;
-        let (normed, ffn_rstd) = b.rms_norm(x, &layer.ffn_norm, eps)?;
-        let gate_up = b.linear(&normed, &layer.gate_up)?;
-        b.add(x, &b.linear(&b.swiglu(&gate_up)?, &layer.down)?)?;
+        let (normed, ffn_rstd) = self.norm_before(x, layer.ffn_norm.as_ref())?;
+        let gate_up = self.project(&normed, &layer.gate_up)?;
+        let out = self.project(&b.gated(self.config.features.activation, &gate_up)?, &layer.down)?;
+        let ffn_post = self.add_out(x, out, layer.ffn_post_norm.as_ref())?;
         Ok(input.zip(middle).map(|(input, middle)| Saved {
             input,
             attn_rstd,
+            raw_qkv,
             qkv,
+            attn_post,
             middle,
             ffn_rstd,
             gate_up,
+            ffn_post,
             narrowed: narrow.is_some(),
         }))
+    }
+
+    /// What a sublayer reads: the normalised stream, or the stream itself where no norm stands before.
+    fn norm_before(&self, x: &B::Tensor, gain: Option<&B::Gain>) -> Result<(B::Tensor, Option<B::Tensor>)> {
+        match gain {
+            None => Ok((self.backend.copy(x)?, None)),
+            Some(gain) => {
+                let (normed, rstd) = self.backend.rms_norm(x, gain, self.config.norm_eps)?;
+                Ok((normed, Some(rstd)))
+            }
+        }
+    }
+
+    /// The VJP of [`Self::norm_before`], added to `dx`.
+    fn norm_before_vjp(
+        &self,
+        x: &B::Tensor,
+        norm: Option<(&B::Gain, &B::Tensor)>,
+        dnormed: &B::Tensor,
+        dx: &mut B::Tensor,
+    ) -> Result<()> {
+        match norm {
+            None => self.backend.add(dx, dnormed),
+            Some((gain, rstd)) => self.backend.rms_norm_vjp(x, gain, rstd, dnormed, dx),
+        }
+    }
+
+    /// Adds what a sublayer gives to the stream, through the norm that stands after it where there is one. Gives
+    /// what the VJP needs.
+    fn add_out(
+        &self,
+        x: &mut B::Tensor,
+        mut out: B::Tensor,
+        gain: Option<&B::Gain>,
+    ) -> Result<Option<Normed<B>>> {
+        let b = &self.backend;
+        let factor = self.config.features.residual_scale;
+        let Some(gain) = gain else {
+            self.scale(&mut out, factor)?;
+            b.add(x, &out)?;
+            return Ok(None);
+        };
+        let (mut normed, rstd) = b.rms_norm(&out, gain, self.config.norm_eps)?;
+        self.scale(&mut normed, factor)?;
+        b.add(x, &normed)?;
+        Ok(Some((out, rstd)))
+    }
+
+    /// The gradient of a sublayer's output from that of the stream; `None` where the two are the same.
+    fn add_out_vjp(
+        &self,
+        dx: &B::Tensor,
+        gain: Option<&B::Gain>,
+        saved: Option<Normed<B>>,
+    ) -> Result<Option<B::Tensor>> {
+        let b = &self.backend;
+        let factor = self.config.features.residual_scale;
+        let mut dout = None;
+        if factor != 1.0 {
+            let mut scaled = b.copy(dx)?;
+            b.scale(&mut scaled, factor)?;
+            dout = Some(scaled);
+        }
+        if let Some((gain, (out, rstd))) = gain.zip(saved) {
+            let mut before = b.zeros_like(dx)?;
+            b.rms_norm_vjp(&out, gain, &rstd, dout.as_ref().unwrap_or(dx), &mut before)?;
+            dout = Some(before);
+        }
+        Ok(dout)
+    }
+
+    fn project(&self, x: &B::Tensor, w: &Projection<B>) -> Result<B::Tensor> {
+        let b = &self.backend;
+        let mut y = b.linear(x, &w.matrix)?;
+        if let Some(bias) = &w.bias {
+            b.add_bias(&mut y, bias)?;
+        }
+        if let Some((down, up)) = &w.low_rank {
+            b.add(&mut y, &b.linear(&b.linear(x, down)?, up)?)?;
+        }
+        Ok(y)
+    }
+
+    fn project_vjp(&self, dy: &B::Tensor, w: &Projection<B>) -> Result<B::Tensor> {
+        let b = &self.backend;
+        let mut dx = b.linear_vjp(dy, &w.matrix)?;
+        if let Some((down, up)) = &w.low_rank {
+            b.add(&mut dx, &b.linear_vjp(&b.linear_vjp(dy, up)?, down)?)?;
+        }
+        Ok(dx)
     }
 
     /// The VJP of one block: from the gradient of its output to that of its input.
@@ -311,20 +504,31 @@ impl<B: Backend> Decoder<B> {
         mut dx: B::Tensor,
     ) -> Result<B::Tensor> {
         let b = &self.backend;
-        let dgated = b.linear_vjp(&dx, &layer.down)?;
-        let dgate_up = b.swiglu_vjp(saved.gate_up, &dgated)?;
-        let dnormed = b.linear_vjp(&dgate_up, &layer.gate_up)?;
-        b.rms_norm_vjp(&saved.middle, &layer.ffn_norm, &saved.ffn_rstd, &dnormed, &mut dx)?;
+        let dout = self.add_out_vjp(&dx, layer.ffn_post_norm.as_ref(), saved.ffn_post)?;
+        let dgated = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.down)?;
+        let dgate_up = b.gated_vjp(self.config.features.activation, saved.gate_up, &dgated)?;
+        let dnormed = self.project_vjp(&dgate_up, &layer.gate_up)?;
+        let norm = layer.ffn_norm.as_ref().zip(saved.ffn_rstd.as_ref());
+        self.norm_before_vjp(&saved.middle, norm, &dnormed, &mut dx)?;
 
-        let mut dattended = b.linear_vjp(&dx, &layer.attn_out)?;
+        let dout = self.add_out_vjp(&dx, layer.attn_post_norm.as_ref(), saved.attn_post)?;
+        let mut dattended = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.attn_out)?;
         if saved.narrowed {
             dattended = b.select_vjp(&dattended, &context.head_rows, context.t)?;
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
-        let mut dqkv = b.attention_vjp(&saved.qkv, self.heads, &context.runs, &dattended)?;
-        b.rope(&mut dqkv, self.heads, &context.angles, Turn::Back)?;
-        let dnormed = b.linear_vjp(&dqkv, &layer.qkv)?;
-        b.rms_norm_vjp(&saved.input, &layer.attn_norm, &saved.attn_rstd, &dnormed, &mut dx)?;
+        let mut dqkv = b.attention_vjp(&saved.qkv, layer.heads, &context.runs, &dattended)?;
+        if let Some(rope) = layer.rope {
+            b.rope(&mut dqkv, layer.heads, &context.angles[rope], Turn::Back)?;
+        }
+        if let Some(raw) = &saved.raw_qkv {
+            for (columns, gain) in layer.normed_heads() {
+                b.rms_norm_columns_vjp(raw, columns, gain, self.config.norm_eps, &mut dqkv)?;
+            }
+        }
+        let dnormed = self.project_vjp(&dqkv, &layer.qkv)?;
+        let norm = layer.attn_norm.as_ref().zip(saved.attn_rstd.as_ref());
+        self.norm_before_vjp(&saved.input, norm, &dnormed, &mut dx)?;
         Ok(dx)
     }
 
@@ -333,9 +537,7 @@ impl<B: Backend> Decoder<B> {
         let mut logps = Vec::with_capacity(context.scored.len());
         for (rows, targets) in context.scored.chunks(HEAD_ROWS).zip(context.targets.chunks(HEAD_ROWS)) {
             let rows = self.backend.select(x, rows)?;
-            let (normed, _) = self.backend.rms_norm(&rows, &self.final_norm, self.config.norm_eps)?;
-            let logits = self.backend.linear(&normed, &self.head)?;
-            logps.extend(self.backend.log_probs(&logits, targets)?);
+            logps.extend(self.backend.log_probs(&self.logits(&rows)?.0, targets)?);
         }
         Ok(logps)
     }

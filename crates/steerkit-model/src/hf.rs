@@ -131,6 +131,16 @@ impl Json {
         self.fields.get(field).filter(|v| !v.is_null())
     }
 
+    /// Whether the field is there, be it null.
+    pub fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
+    /// The names of all fields.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
     /// A whole number that is not negative.
     pub fn integer(&self, field: &str) -> Result<Option<u64>> {
         self.typed(field, "an integer that is not negative", Value::as_u64)

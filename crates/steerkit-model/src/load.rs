@@ -128,7 +128,8 @@ impl Parts {
 
 /// The tokeniser of a folder that has one.
 fn folder_tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
-    folder.join("tokenizer.json").exists().then(|| Tokenizer::from_folder(folder)).transpose()
+    let has = ["tokenizer.json", "tokenizer.model"].iter().any(|name| folder.join(name).exists());
+    has.then(|| Tokenizer::from_folder(folder)).transpose()
 }
 
 /// The chat template of a folder: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, which

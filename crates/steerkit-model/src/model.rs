@@ -4,6 +4,7 @@ use crate::chat::ChatTemplate;
 use crate::edit::{Edit, EditOp};
 use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
+use crate::lora::{self, LoraChoice, LoraMode};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
@@ -94,6 +95,21 @@ impl Model {
     /// Opens a GGUF file or a Hugging Face folder.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         Self::new(load::load(path)?, options)
+    }
+
+    /// Opens a model with LoRA adapters on it.
+    ///
+    /// # Errors
+    /// As [`Model::open`] and [`lora::apply`].
+    pub fn open_with_lora(
+        path: &Path,
+        adapters: &[LoraChoice],
+        mode: LoraMode,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let mut loaded = load::load(path)?;
+        lora::apply(&mut loaded, adapters, mode)?;
+        Self::new(loaded, options)
     }
 
     /// A model from loaded parts.
@@ -268,12 +284,11 @@ impl Weights {
         check_matrix("token embedding", &self.embed)?;
         for (l, layer) in self.layers.iter().enumerate() {
             let name = |role: &str| format!("block {l} {role}");
-            check_numbers(&name("attention norm"), &layer.attn_norm)?;
-            check_matrix(&name("q|k|v projection"), &layer.qkv)?;
-            check_matrix(&name("attention output projection"), &layer.attn_out)?;
-            check_numbers(&name("MLP norm"), &layer.ffn_norm)?;
-            check_matrix(&name("gate|up projection"), &layer.gate_up)?;
-            check_matrix(&name("down projection"), &layer.down)?;
+            // Norms and biases were checked when they were read.
+            check_matrix(&name("q|k|v projection"), &layer.qkv.matrix)?;
+            check_matrix(&name("attention output projection"), &layer.attn_out.matrix)?;
+            check_matrix(&name("gate|up projection"), &layer.gate_up.matrix)?;
+            check_matrix(&name("down projection"), &layer.down.matrix)?;
         }
         check_numbers("last norm", &self.final_norm)?;
         check_matrix("output head", &self.head)

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use steerkit_kernels::Matrix;
-use steerkit_model::config::{Rope, RopePairing, RopeScaling};
+use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
 use steerkit_model::weights::{LayerWeights, Weights};
 use steerkit_model::{
     Batcher, Completion, DecoderConfig, Edit, EditOp, Event, Finish, Limits, Loaded, Model, ModelError,
@@ -66,16 +66,20 @@ fn random_model(tokenizer: Option<Tokenizer>, spoil: impl FnOnce(&mut [f32])) ->
     let mut embed = noise(VOCAB * D, 1.0);
     spoil(&mut embed);
     let mut layer = || LayerWeights {
-        attn_norm: vec![1.0; D],
+        attn_norm: Some(vec![1.0; D]),
         qkv: Matrix::from_f32(
             (heads + 2 * kv_heads) * head_dim,
             D,
             &noise((heads + 2 * kv_heads) * head_dim * D, 0.4),
-        ),
-        attn_out: Matrix::from_f32(D, heads * head_dim, &noise(D * heads * head_dim, 0.4)),
-        ffn_norm: vec![1.0; D],
-        gate_up: Matrix::from_f32(2 * f, D, &noise(2 * f * D, 0.4)),
-        down: Matrix::from_f32(D, f, &noise(D * f, 0.4)),
+        )
+        .into(),
+        qk_norms: None,
+        attn_out: Matrix::from_f32(D, heads * head_dim, &noise(D * heads * head_dim, 0.4)).into(),
+        attn_post_norm: None,
+        ffn_norm: Some(vec![1.0; D]),
+        gate_up: Matrix::from_f32(2 * f, D, &noise(2 * f * D, 0.4)).into(),
+        down: Matrix::from_f32(D, f, &noise(D * f, 0.4)).into(),
+        ffn_post_norm: None,
     };
     let layers = (0..LAYERS).map(|_| layer()).collect();
     let weights = Weights {
@@ -96,6 +100,7 @@ fn random_model(tokenizer: Option<Tokenizer>, spoil: impl FnOnce(&mut [f32])) ->
         context: CONTEXT,
         norm_eps: 1e-5,
         rope: Rope { theta: 1e4, pairing: RopePairing::Halves, scaling: RopeScaling::None },
+        features: Features::default(),
     };
     let identity = ModelIdentity {
         name: "random".to_owned(),

@@ -5,10 +5,12 @@
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use steerkit_model::{DeviceChoice, Edit, EditOp, Keep, Model, OpenOptions, Pack, Run};
-use support::{DEVICES, Golden, golden_folders, max_diff};
+use steerkit_model::arch::FAMILIES;
+use steerkit_model::{DeviceChoice, Edit, EditOp, Keep, LoraChoice, LoraMode, Model, OpenOptions, Pack, Run};
+use support::{DEVICES, Golden, golden_folders, golden_models, golden_name, max_diff, root};
 
 const LOGITS: f64 = 2e-4;
 const GRADIENT: f64 = 1e-5;
@@ -22,10 +24,14 @@ struct Case {
     layer: usize,
 }
 
-fn case(folder: &Path, device: DeviceChoice) -> Case {
-    let name = format!("{} on {device:?}", folder.file_name().unwrap().to_string_lossy());
-    let model = Model::open(folder, &OpenOptions { device, ..OpenOptions::default() })
+fn case(folder: &Path, model: &Path, device: DeviceChoice) -> Case {
+    let name = format!("{} on {device:?}", golden_name(folder, model));
+    let model = Model::open(model, &OpenOptions { device, ..OpenOptions::default() })
         .unwrap_or_else(|e| panic!("{name}: {e}"));
+    with_golden(name, folder, model, device)
+}
+
+fn with_golden(name: String, folder: &Path, model: Model, device: DeviceChoice) -> Case {
     let json = std::fs::read_to_string(folder.join("golden.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let layer = json["layer"].as_u64().unwrap() as usize;
@@ -123,14 +129,58 @@ impl Case {
 #[test]
 fn golden_logits_and_gradients() {
     let folders = golden_folders();
-    for folder in &folders {
-        for &device in DEVICES {
-            let case = case(folder, device);
+    let mut families = BTreeSet::new();
+    for (folder, &device) in folders.iter().flat_map(|f| DEVICES.iter().map(move |d| (f, d))) {
+        for model in golden_models(folder) {
+            let case = case(folder, &model, device);
             case.hidden_states();
             case.logits();
             case.gradients();
+            families.insert((case.model.config().architecture.clone(), model.is_file()));
         }
     }
     println!("{} golden folders", folders.len());
-    assert!(folders.len() >= 2);
+    for family in FAMILIES {
+        for (name, is_file) in [(family.gguf, true), (family.hf.trim_end_matches("_text"), false)] {
+            assert!(name.is_empty() || families.contains(&(name.to_owned(), is_file)), "no golden of {name}");
+        }
+    }
+}
+
+/// Both kinds of adapters on both kinds of base models, beside the weights and merged.
+#[test]
+fn golden_lora_adapters() {
+    let mut cases = 0;
+    for folder in ["llama", "phi3"].map(|name| root().join("tests/data/lora").join(name)) {
+        let text = std::fs::read_to_string(folder.join("lora.json")).unwrap();
+        let lora: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let base = root().join("tests/data/families").join(lora["base"].as_str().unwrap());
+        let weights = lora["adapters"].as_object().unwrap();
+        for (base, kind, mode) in golden_models(&base)
+            .iter()
+            .flat_map(|base| ["", ".gguf"].map(|kind| (base, kind)))
+            .flat_map(|(base, kind)| [LoraMode::Beside, LoraMode::Merged].map(|mode| (base, kind, mode)))
+        {
+            let adapters: Vec<LoraChoice> = weights
+                .iter()
+                .map(|(name, weight)| LoraChoice {
+                    path: folder.join(format!("{name}{kind}")),
+                    weight: weight.as_f64().unwrap() as f32,
+                })
+                .collect();
+            for &device in DEVICES {
+                let base_name = base.file_name().unwrap().to_string_lossy();
+                let name = format!("{base_name} + lora{kind} {mode:?} on {device:?}");
+                let options = OpenOptions { device, ..OpenOptions::default() };
+                let model = Model::open_with_lora(base, &adapters, mode, &options)
+                    .unwrap_or_else(|e| panic!("{name}: {e}"));
+                let case = with_golden(name, &folder, model, device);
+                case.hidden_states();
+                case.logits();
+                case.gradients();
+                cases += 1;
+            }
+        }
+    }
+    assert!(cases >= 16);
 }

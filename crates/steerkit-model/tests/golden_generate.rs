@@ -13,7 +13,7 @@ use steerkit_model::gguf::Gguf;
 use steerkit_model::{
     Completion, Edit, EditOp, Model, OpenOptions, Request, Run, Sampler, Sampling, Sequence,
 };
-use support::{DEVICES, Golden, golden_folders};
+use support::{DEVICES, Golden, golden_folders, golden_models, golden_name};
 
 /// Steps at which the two best logits are closer than this decide nothing.
 const MARGIN: f64 = 1e-3;
@@ -53,9 +53,6 @@ fn assert_same(name: &str, found: &[u32], expected: &[u32], margins: &[f64]) -> 
 fn golden_tiny_models_continue_as_in_pytorch() {
     let folders = golden_folders();
     for (folder, &device) in folders.iter().flat_map(|f| DEVICES.iter().map(move |d| (f, d))) {
-        let name = format!("{} on {device:?}", folder.file_name().unwrap().to_string_lossy());
-        let options = OpenOptions { device, ..OpenOptions::default() };
-        let model = Model::open(folder, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
         let golden = Golden::open(&folder.join("golden.safetensors"));
         let json = json(&folder.join("golden.json"));
         let (v, layer) = (golden.f32("v"), json["layer"].as_u64().unwrap() as usize);
@@ -65,9 +62,14 @@ fn golden_tiny_models_continue_as_in_pytorch() {
             max_tokens: 24,
             ..Request::default()
         };
-        let found = generate(&model, [-1.0, 0.0, 1.0].map(request).to_vec(), 3);
-        for (found, m) in found.iter().zip(["-1", "0", "1"]) {
-            assert_eq!(found.tokens, ids(&json["greedy"][m]["tokens"]), "{name} at {m}");
+        for path in golden_models(folder) {
+            let name = format!("{} on {device:?}", golden_name(folder, &path));
+            let options = OpenOptions { device, ..OpenOptions::default() };
+            let model = Model::open(&path, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let found = generate(&model, [-1.0, 0.0, 1.0].map(request).to_vec(), 3);
+            for (found, m) in found.iter().zip(["-1", "0", "1"]) {
+                assert_eq!(found.tokens, ids(&json["greedy"][m]["tokens"]), "{name} at {m}");
+            }
         }
     }
     println!("{} golden folders", folders.len());

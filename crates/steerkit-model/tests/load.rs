@@ -61,13 +61,13 @@ fn folder_and_gguf_hold_the_same_model() {
     let turned = (c.n_heads + c.n_kv_heads) * c.head_dim;
     for (a, b) in a.layers.iter().zip(&b.layers) {
         assert_eq!((&a.attn_norm, &a.ffn_norm), (&b.attn_norm, &b.ffn_norm));
-        let (qkv, theirs) = (rows(&a.qkv), rows(&b.qkv));
+        let (qkv, theirs) = (rows(&a.qkv.matrix), rows(&b.qkv.matrix));
         for (i, row) in qkv.iter().enumerate() {
             let j = if i < turned { unpermuted(i, c.head_dim) } else { i };
             assert_eq!(row, &theirs[j]);
         }
         for (a, b) in [(&a.attn_out, &b.attn_out), (&a.gate_up, &b.gate_up), (&a.down, &b.down)] {
-            assert_eq!(rows(a), rows(b));
+            assert_eq!(rows(&a.matrix), rows(&b.matrix));
         }
     }
 }
@@ -88,10 +88,10 @@ fn quantised_gguf_is_near_the_plain_one() {
     assert!(distance(&mixed.weights.embed, &plain.weights.embed) < 0.01);
     for (a, b) in mixed.weights.layers.iter().zip(&plain.weights.layers) {
         assert_eq!(a.attn_norm, b.attn_norm);
-        assert!(distance(&a.attn_out, &b.attn_out) < 0.01, "Q8_0");
-        assert!(distance(&a.qkv, &b.qkv) < 0.1, "Q4_1, F16 and Q5_0");
-        assert!(distance(&a.gate_up, &b.gate_up) < 0.12, "Q4_1 and Q4_0");
-        assert_eq!(rows(&a.down), rows(&b.down), "BF16 holds these weights exactly");
+        assert!(distance(&a.attn_out.matrix, &b.attn_out.matrix) < 0.01, "Q8_0");
+        assert!(distance(&a.qkv.matrix, &b.qkv.matrix) < 0.1, "Q4_1, F16 and Q5_0");
+        assert!(distance(&a.gate_up.matrix, &b.gate_up.matrix) < 0.12, "Q4_1 and Q4_0");
+        assert_eq!(rows(&a.down.matrix), rows(&b.down.matrix), "BF16 holds these weights exactly");
     }
 }
 

@@ -220,7 +220,9 @@ impl SteerError {
                 Some("restore what changed, or start a new run in another folder".into())
             }
             Self::Memory { fitting_rows, .. } => Some(match fitting_rows {
-                Some(rows) => format!("set micro_batch_rows to {rows}; the result stays the same but for rounding"),
+                Some(rows) => {
+                    format!("set micro_batch_rows to {rows}; the result stays the same but for rounding")
+                }
                 None => "use a smaller model, or a machine with more memory".into(),
             }),
             Self::FaultyData { .. } => {

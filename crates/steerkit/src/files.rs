@@ -1,6 +1,7 @@
 //! Writing files so that a reader never sees half of one, and hashes of their bytes.
 
 use fs_err as fs;
+use safetensors::{Dtype, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::{
     io::{self, Write},
@@ -12,6 +13,16 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = temporary_beside(path)?;
     file.write_all(bytes).map_err(|e| at(path, e))?;
     persist(file, path)
+}
+
+/// Writes one f32 tensor as a safetensors file; `data` is little-endian.
+///
+/// # Panics
+/// When `data` is not as long as `shape` says.
+pub fn write_tensor(path: &Path, name: &str, shape: &[usize], data: &[u8]) -> io::Result<()> {
+    let tensor = TensorView::new(Dtype::F32, shape.to_vec(), data).expect("the bytes are those of the shape");
+    let bytes = safetensors::serialize([(name, tensor)], None).expect("one tensor always fits");
+    write_atomic(path, &bytes)
 }
 
 /// A temporary file in the folder of `path`.

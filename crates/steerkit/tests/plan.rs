@@ -7,7 +7,7 @@ use std::sync::Arc;
 use steerkit::plan::{PlanWarning, SteeringPlan};
 use steerkit::vector::{Provenance, SteeringVector};
 use steerkit::{Result, SteerError};
-use steerkit_model::config::{Rope, RopePairing, RopeScaling};
+use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
 use steerkit_model::{DecoderConfig, Edit, EditOp, ModelError, ModelIdentity};
 
 fn config() -> DecoderConfig {
@@ -23,6 +23,7 @@ fn config() -> DecoderConfig {
         context: 16,
         norm_eps: 1e-5,
         rope: Rope { theta: 1e4, pairing: RopePairing::Halves, scaling: RopeScaling::None },
+        features: Features::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use steerkit_model::Precision;
+use steerkit_model::{LoraChoice, LoraMode, Precision};
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -34,6 +34,8 @@ pub(crate) struct ModelArgs {
     /// The model: a .gguf file, a Hugging Face folder, or the name of a pulled model
     #[arg(long, short, value_name = "FILE|DIR|NAME")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) lora: LoraArgs,
     /// Arithmetic of the large matrix products
     #[arg(long, value_enum, default_value_t)]
     pub(crate) precision: ModelPrecision,
@@ -59,6 +61,24 @@ impl ModelPrecision {
             Self::Bf16 => Precision::Bf16,
             Self::Auto => Precision::fastest_for(texts),
         }
+    }
+}
+
+/// Adapters on the model.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LoraArgs {
+    /// A LoRA adapter on the model, a PEFT folder or a GGUF adapter, and how much of it [default weight: 1]; repeatable
+    #[arg(long, value_name = "ADAPTER[=W]")]
+    pub(crate) lora: Vec<LoraChoice>,
+    /// Add the adapters to the weights, at four bytes a number, in place of computing them beside
+    #[arg(long, requires = "lora")]
+    pub(crate) merge_lora: bool,
+}
+
+impl LoraArgs {
+    /// How the adapters become part of the model.
+    pub(crate) fn mode(&self) -> LoraMode {
+        if self.merge_lora { LoraMode::Merged } else { LoraMode::Beside }
     }
 }
 

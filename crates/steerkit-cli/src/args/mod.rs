@@ -16,7 +16,7 @@ pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
 pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg};
 pub(crate) use demo::DemoArgs;
 pub(crate) use generate::GenerateArgs;
-pub(crate) use model::{ModelCommand, ModelCommands};
+pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{VectorArgs, VectorCommand};
 

@@ -34,6 +34,9 @@ pub(crate) struct TrainArgs {
     /// The model: a .gguf file, a Hugging Face folder, or the name of a pulled model
     #[arg(long, short, value_name = "FILE|DIR|NAME")]
     pub(crate) model: Option<String>,
+    /// A LoRA adapter on the model, a PEFT folder or a GGUF adapter, and how much of it [default weight: 1]; repeatable
+    #[arg(long, value_name = "ADAPTER[=W]")]
+    pub(crate) lora: Vec<String>,
     /// Pairs to train on, CSV or JSONL; a folder is read as train, valid and test files
     #[arg(long, short, value_name = "FILE|DIR")]
     pub(crate) data: Option<PathBuf>,

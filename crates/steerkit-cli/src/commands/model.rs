@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use steerkit_model::hub::{self, Installed};
-use steerkit_model::{Loaded, ModelIdentity, load};
+use steerkit_model::{Loaded, ModelIdentity, Run, load};
 
-use crate::args::ModelCommand;
+use super::steering;
+use crate::args::{ModelCommand, ModelLogits};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, Progress, Table};
 
@@ -17,6 +18,7 @@ pub(crate) fn run(command: ModelCommand, printer: Printer) -> Outcome {
             printer.line(path.display())?;
             printer.result(&Pulled { name: &name, path: &path })
         }
+        ModelCommand::Logits(args) => logits(&args, printer),
         ModelCommand::List => list(printer),
         ModelCommand::Inspect { model } => inspect(&model, printer),
     }
@@ -78,6 +80,29 @@ fn list(printer: Printer) -> Outcome {
         printer.result(&Listed { name, path, bytes: *bytes })?;
     }
     Ok(())
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    path: &'a Path,
+    tokens: usize,
+    vocab: usize,
+}
+
+fn logits(args: &ModelLogits, printer: Printer) -> Outcome {
+    let model = steering::open(&args.model, 1)?;
+    let mut sequence = model.new_sequence(Vec::new())?;
+    let mut bytes = Vec::new();
+    for id in &args.ids {
+        let run = Run { sequence: &mut sequence, tokens: std::slice::from_ref(id) };
+        for logits in model.advance(&mut [run])? {
+            bytes.extend(logits?.iter().flat_map(|x| x.to_le_bytes()));
+        }
+    }
+    let (tokens, vocab) = (args.ids.len(), model.config().vocab);
+    steerkit::files::write_tensor(&args.out, "logits", &[tokens, vocab], &bytes)?;
+    printer.line(args.out.display())?;
+    printer.result(&Written { path: &args.out, tokens, vocab })
 }
 
 /// What `model inspect` shows.

@@ -16,7 +16,8 @@ use crate::output::Printer;
 /// Opens the model that the options name, to write this many texts at a time.
 pub(crate) fn open(args: &ModelArgs, texts: usize) -> Outcome<Model> {
     let options = OpenOptions { precision: args.precision.resolve(texts), ..OpenOptions::default() };
-    Ok(Model::open(&model::resolve(&args.model)?, &options)?)
+    let path = model::resolve(&args.model)?;
+    Ok(Model::open_with_lora(&path, &args.lora.lora, args.lora.mode(), &options)?)
 }
 
 /// A vector with its multiplier.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use steerkit::SteerError;
 use steerkit::recipe::{Draft, Recipe};
 use steerkit::train::{EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens};
-use steerkit_model::Model;
+use steerkit_model::{LoraChoice, LoraMode, Model};
 
 use super::training::Watch;
 use super::{model, vector};
@@ -52,7 +52,12 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let began = Instant::now();
     let recipe = resolve(args)?;
-    let model = Model::open(&model::resolve(&recipe.model)?, &recipe.open_options())?;
+    let adapters = recipe.lora.iter().map(|text| {
+        text.parse::<LoraChoice>().map_err(|why| Failure::usage(format_args!("adapter {text}: {why}")))
+    });
+    let adapters = adapters.collect::<Outcome<Vec<_>>>()?;
+    let path = model::resolve(&recipe.model)?;
+    let model = Model::open_with_lora(&path, &adapters, LoraMode::Beside, &recipe.open_options())?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
@@ -141,6 +146,10 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) {
         if let Some(value) = value {
             draft.set_text(key, &value);
         }
+    }
+    if !args.lora.is_empty() {
+        let list = args.lora.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>();
+        draft.set("lora", &format!("[{}]", list.join(", ")));
     }
     let counts =
         [("data.limit", args.limit), ("epochs", args.epochs), ("steps", args.steps), ("batch", args.batch)];

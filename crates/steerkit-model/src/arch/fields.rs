@@ -97,6 +97,16 @@ pub(super) fn norm_eps(fields: &dyn Fields, name: &str) -> Result<f32> {
     Err(fields.wrong(name, eps.to_string(), "a number between 0 and 1".to_owned()))
 }
 
+/// Numbers of a head that turn: an even number up to `head_dim`; `None` when that is all of them.
+pub(super) fn rotary_dim(fields: &dyn Fields, name: &str, head_dim: usize) -> Result<Option<usize>> {
+    match optional_size(fields, name, head_dim as u64)? {
+        Some(n) if !n.is_multiple_of(2) => {
+            Err(fields.wrong(name, n.to_string(), "an even number".to_owned()))
+        }
+        n => Ok(n.filter(|&n| n != head_dim)),
+    }
+}
+
 fn missing(fields: &dyn Fields, name: &str, expected: &str) -> ModelError {
     fields.wrong(name, "nothing".to_owned(), expected.to_owned())
 }

@@ -1,222 +1,170 @@
-//! The Llama family: RMS norms, rotary embedding, grouped-query attention, SwiGLU, no biases.
+//! The plain family and its nearest relatives: RMS norms before attention and MLP, rotary embedding,
+//! grouped-query attention, SwiGLU.
 //!
-//! Sources: `modeling_llama.py` of transformers for `config.json`; `llama-arch.cpp` and `convert_hf_to_gguf.py`
-//! of llama.cpp for GGUF. GGUF files hold the rows of q and k permuted so that the rotary embedding turns
-//! neighbours.
+//! Sources: `modeling_{llama,mistral,smollm3,granite}.py` of transformers; `llama-arch.cpp` and
+//! `convert_hf_to_gguf.py` of llama.cpp. Their GGUF files hold the rows of q and k permuted so that the rotary
+//! embedding turns neighbours.
 
 use super::{
-    Family, TensorNames,
-    fields::{self, HeadFields, limit},
-    finite,
+    Family, GGUF_NAMES, HF_NAMES,
+    fields::{self},
+    gguf_keys::{self, Keys},
+    hf_fields::{self, Reading},
+    rope::DEFAULT_THETA,
 };
 use crate::{
-    ModelError, Result,
-    config::{DecoderConfig, Rope, RopePairing, RopeScaling},
+    Result,
+    config::{Biases, BlockFeatures, DecoderConfig, RopePairing},
     gguf::Gguf,
     hf::{HfFolder, Json},
 };
+use serde_json::Value;
 
-/// The family's entry in the list.
-pub const FAMILY: Family = Family {
-    gguf: &["llama"],
-    hf: &["llama"],
-    gguf_config,
-    hf_config,
-    gguf_names: &GGUF_NAMES,
-    hf_names: &HF_NAMES,
+/// Llama 1 to 3.3, Vicuna, SmolLM2 and many others.
+pub(super) const LLAMA: Family = Family {
+    gguf: "llama",
+    hf: "llama",
+    gguf_pairing: RopePairing::Adjacent,
+    gguf_config: llama_gguf,
+    hf_config: llama_hf,
+    gguf_names: GGUF_NAMES,
+    hf_names: HF_NAMES,
+    tied: false,
 };
 
-/// Tensor names that GGUF files of plain decoders share.
-const GGUF_NAMES: TensorNames = TensorNames {
-    embed: "token_embd.weight",
-    final_norm: "output_norm.weight",
-    head: "output.weight",
-    block: "blk.",
-    attn_norm: "attn_norm.weight",
-    qkv: ["attn_q.weight", "attn_k.weight", "attn_v.weight"],
-    attn_out: "attn_output.weight",
-    ffn_norm: "ffn_norm.weight",
-    gate_up: ["ffn_gate.weight", "ffn_up.weight"],
-    down: "ffn_down.weight",
-    // Read with the configuration; some old files hold one copy per block of the inverse frequencies.
-    without_role: &[ROPE_FREQS, ".attn_rot_embd"],
+/// Mistral: a sliding window; its GGUF files call themselves `llama`.
+pub(super) const MISTRAL: Family = Family { gguf: "", hf: "mistral", hf_config: mistral_hf, ..LLAMA };
+
+/// SmolLM3: every fourth block without rotary embedding.
+pub(super) const SMOLLM3: Family = Family {
+    gguf: "smollm3",
+    hf: "smollm3",
+    gguf_config: smollm3_gguf,
+    hf_config: smollm3_hf,
+    tied: true,
+    ..LLAMA
 };
 
-/// Tensor names in transformers' checkpoints.
-const HF_NAMES: TensorNames = TensorNames {
-    embed: "model.embed_tokens.weight",
-    final_norm: "model.norm.weight",
-    head: "lm_head.weight",
-    block: "model.layers.",
-    attn_norm: "input_layernorm.weight",
-    qkv: ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-    attn_out: "self_attn.o_proj.weight",
-    ffn_norm: "post_attention_layernorm.weight",
-    gate_up: ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
-    down: "mlp.down_proj.weight",
-    // A buffer that follows from the configuration; old checkpoints saved it.
-    without_role: &[".rotary_emb.inv_freq"],
+/// Granite 3 (dense): factors of embedding, scores, residual stream and logits.
+pub(super) const GRANITE: Family =
+    Family { gguf: "granite", hf: "granite", gguf_config: granite_gguf, hf_config: granite_hf, ..LLAMA };
+
+/// The fields of Llama's `config.json`.
+const READING: Reading = Reading {
+    arch: "llama",
+    head_dim: None,
+    kv_heads_may_miss: true,
+    theta: DEFAULT_THETA,
+    reads: &["attention_bias", "mlp_bias"],
 };
 
-/// GGUF tensor of divisors per rotary frequency.
-const ROPE_FREQS: &str = "rope_freqs.weight";
-/// Base of the rotary frequencies where a file names none.
-const DEFAULT_THETA: f64 = 10_000.0;
-
-fn gguf_config(gguf: &Gguf) -> Result<DecoderConfig> {
-    let meta = &gguf.meta;
-    let d_model = fields::size(meta, "llama.embedding_length", limit::WIDTH)?;
-    let names = HeadFields {
-        n_heads: "llama.attention.head_count",
-        n_kv_heads: "llama.attention.head_count_kv",
-        head_dim: "llama.attention.key_length",
-    };
-    let (n_heads, n_kv_heads, head_dim) = fields::heads(meta, &names, d_model)?;
-    for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-        refuse_other(gguf, key, head_dim as u64)?;
-    }
-    refuse_other(gguf, "llama.expert_count", 0)?;
-    refuse_other(gguf, "llama.attention.sliding_window", 0)?;
-    Ok(DecoderConfig {
-        architecture: "llama".to_owned(),
-        n_layers: fields::size(meta, "llama.block_count", limit::LAYERS)?,
-        d_model,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        d_ff: fields::size(meta, "llama.feed_forward_length", limit::FFN)?,
-        vocab: gguf_vocab(gguf)?,
-        context: fields::size(meta, "llama.context_length", limit::CONTEXT)?,
-        norm_eps: fields::norm_eps(meta, "llama.attention.layer_norm_rms_epsilon")?,
-        rope: Rope {
-            theta: fields::optional_positive(meta, "llama.rope.freq_base")?.unwrap_or(DEFAULT_THETA),
-            pairing: RopePairing::Adjacent,
-            scaling: gguf_rope_scaling(gguf, head_dim)?,
-        },
-    })
+fn llama_gguf(gguf: &Gguf) -> Result<DecoderConfig> {
+    let keys = Keys::new(gguf, "llama");
+    let mut c = keys.config(RopePairing::Adjacent, &["attention.sliding_window"])?;
+    c.features.blocks = gguf_keys::windows(c.n_layers, keys.window()?, |_| true);
+    Ok(c)
 }
 
-/// Refuses a value other than the only one this decoder computes.
-fn refuse_other(gguf: &Gguf, key: &str, only: u64) -> Result<()> {
-    match gguf.meta.integer(key)? {
-        Some(n) if n != only => {
-            Err(ModelError::unsupported(gguf.path(), key, n.to_string(), &[&only.to_string()]))
-        }
-        _ => Ok(()),
-    }
+fn llama_hf(folder: &HfFolder) -> Result<DecoderConfig> {
+    with_biases(READING.config(folder)?, &folder.config)
 }
 
-/// Rows of the embedding; the key, which old files lack, must agree.
-fn gguf_vocab(gguf: &Gguf) -> Result<usize> {
-    const KEY: &str = "llama.vocab_size";
-    let listed = fields::optional_size(&gguf.meta, KEY, limit::VOCAB)?;
-    match (listed, gguf.tensor(GGUF_NAMES.embed).map(|t| t.shape[0])) {
-        (Some(n), Some(rows)) if n != rows => {
-            Err(gguf.meta.wrong(KEY, n.to_string(), format!("{rows}, the rows of \"{}\"", GGUF_NAMES.embed)))
-        }
-        (Some(n), _) | (None, Some(n)) if n as u64 <= limit::VOCAB => Ok(n),
-        (_, Some(n)) => Err(gguf.meta.wrong(KEY, n.to_string(), format!("1 to {}", limit::VOCAB))),
-        _ => Err(gguf.meta.missing(KEY, "the rows of the embedding")),
-    }
+/// Adds what `attention_bias` and `mlp_bias` say.
+fn with_biases(mut c: DecoderConfig, config: &Json) -> Result<DecoderConfig> {
+    hf_fields::silu(config)?;
+    let attention = config.flag("attention_bias")?.unwrap_or(false);
+    let mlp = config.flag("mlp_bias")?.unwrap_or(false);
+    c.features.biases = Biases { qkv: attention, attn_out: attention, mlp };
+    Ok(c)
 }
 
-fn gguf_rope_scaling(gguf: &Gguf, head_dim: usize) -> Result<RopeScaling> {
-    let kind = gguf.meta.text("llama.rope.scaling.type")?.unwrap_or("none");
-    if kind != "none" {
-        let known = ["none", "llama3 (as rope_freqs.weight)"];
-        return Err(ModelError::unsupported(gguf.path(), "rope scaling type", kind, &known));
-    }
-    let Some(tensor) = gguf.tensor(ROPE_FREQS) else { return Ok(RopeScaling::None) };
-    let divisors = finite(tensor)?;
-    let error = |found, expected| {
-        ModelError::malformed(gguf.path(), format!("tensor \"{ROPE_FREQS}\""), found, expected)
-    };
-    if tensor.shape != [head_dim / 2] {
-        return Err(error(format!("shape {:?}", tensor.shape), format!("shape [{}]", head_dim / 2)));
-    }
-    match divisors.iter().find(|&&x| x <= 0.0) {
-        None => Ok(RopeScaling::Divisors(divisors)),
-        Some(x) => Err(error(x.to_string(), "divisors above 0".to_owned())),
-    }
-}
-
-fn hf_config(folder: &HfFolder) -> Result<DecoderConfig> {
+fn mistral_hf(folder: &HfFolder) -> Result<DecoderConfig> {
     let config = &folder.config;
-    for field in ["attention_bias", "mlp_bias"] {
-        if config.flag(field)? == Some(true) {
-            return Err(ModelError::unsupported(config.path(), field, "true", &["false"]));
-        }
-    }
-    let activation = config.text("hidden_act")?.unwrap_or("silu");
-    if activation != "silu" {
-        return Err(ModelError::unsupported(config.path(), "activation", activation, &["silu"]));
-    }
-    let d_model = fields::size(config, "hidden_size", limit::WIDTH)?;
-    let names = HeadFields {
-        n_heads: "num_attention_heads",
-        n_kv_heads: "num_key_value_heads",
-        head_dim: "head_dim",
-    };
-    let (n_heads, n_kv_heads, head_dim) = fields::heads(config, &names, d_model)?;
-    let context = fields::size(config, "max_position_embeddings", limit::CONTEXT)?;
-    Ok(DecoderConfig {
-        architecture: "llama".to_owned(),
-        n_layers: fields::size(config, "num_hidden_layers", limit::LAYERS)?,
-        d_model,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        d_ff: fields::size(config, "intermediate_size", limit::FFN)?,
-        vocab: fields::size(config, "vocab_size", limit::VOCAB)?,
-        context,
-        norm_eps: fields::norm_eps(config, "rms_norm_eps")?,
-        rope: hf_rope(config, context)?,
-    })
+    let reading =
+        Reading { arch: "mistral", kv_heads_may_miss: false, reads: &["sliding_window"], ..READING };
+    let mut c = reading.config(folder)?;
+    hf_fields::silu(config)?;
+    let window = hf_fields::window(config, Some(4096))?;
+    c.features.blocks = hf_fields::windows(config, c.n_layers, window, |_| true)?;
+    Ok(c)
 }
 
-/// Rotary embedding from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4). A file
-/// that holds both is read in the newer way.
-fn hf_rope(config: &Json, context: usize) -> Result<Rope> {
-    let newer = config.object("rope_parameters")?;
-    let parameters = if newer.is_some() { newer } else { config.object("rope_scaling")? };
-    let own_theta =
-        parameters.as_ref().map(|p| fields::optional_positive(p, "rope_theta")).transpose()?.flatten();
-    let theta = match own_theta {
-        Some(theta) => theta,
-        None => fields::optional_positive(config, "rope_theta")?.unwrap_or(DEFAULT_THETA),
-    };
-    let scaling = parameters.map_or(Ok(RopeScaling::None), |p| hf_rope_scaling(&p, context))?;
-    Ok(Rope { theta, pairing: RopePairing::Halves, scaling })
+fn smollm3_gguf(gguf: &Gguf) -> Result<DecoderConfig> {
+    let mut c = Keys::new(gguf, "smollm3").config(RopePairing::Adjacent, &[])?;
+    c.features.blocks = (0..c.n_layers).map(|i| without_rotary((i + 1) % 4 == 0)).collect();
+    Ok(c)
 }
 
-fn hf_rope_scaling(parameters: &Json, context: usize) -> Result<RopeScaling> {
-    let kind = match parameters.text("rope_type")? {
-        Some(kind) => kind,
-        None => parameters.text("type")?.unwrap_or("default"),
+fn without_rotary(without: bool) -> BlockFeatures {
+    BlockFeatures { window: None, rotary: !without }
+}
+
+fn smollm3_hf(folder: &HfFolder) -> Result<DecoderConfig> {
+    const LIST: &str = "no_rope_layers";
+    let config = &folder.config;
+    let reading = Reading {
+        arch: "smollm3",
+        kv_heads_may_miss: false,
+        theta: 2e6,
+        // A window is only used where use_sliding_window says so, which is refused.
+        reads: &["attention_bias", "mlp_bias", "no_rope_layers", "sliding_window"],
+        ..READING
     };
-    if let Some(part) = parameters.float("partial_rotary_factor")?.filter(|&x| x != 1.0) {
-        let what = "partial_rotary_factor";
-        return Err(ModelError::unsupported(parameters.path(), what, part.to_string(), &["1"]));
-    }
-    match kind {
-        "default" => Ok(RopeScaling::None),
-        "llama3" => {
-            let original = "original_max_position_embeddings";
-            let (low, high) = ("low_freq_factor", "high_freq_factor");
-            let low_freq_factor = fields::positive(parameters, low)?;
-            let high_freq_factor = fields::positive(parameters, high)?;
-            if high_freq_factor <= low_freq_factor {
-                let expected = format!("more than {low}, which is {low_freq_factor}");
-                return Err(parameters.wrong(high, high_freq_factor.to_string(), expected));
-            }
-            Ok(RopeScaling::Llama3 {
-                factor: fields::positive(parameters, "factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_context: fields::optional_size(parameters, original, limit::CONTEXT)?
-                    .unwrap_or(context),
-            })
+    let mut c = with_biases(reading.config(folder)?, config)?;
+    let every = fields::optional_size(config, "no_rope_layer_interval", 1 << 20)?.unwrap_or(4);
+    let listed = match config.get(LIST) {
+        None => None,
+        Some(Value::Array(list)) if list.len() == c.n_layers => {
+            let rotary = list.iter().map(|x| x.as_u64().filter(|&x| x < 2)).collect::<Option<Vec<_>>>();
+            Some(rotary.ok_or_else(|| config.wrong(LIST, "other values", "0 or 1 for each block"))?)
         }
-        other => Err(ModelError::unsupported(parameters.path(), "rope type", other, &["default", "llama3"])),
-    }
+        Some(_) => {
+            let expected = format!("a list of {} numbers", c.n_layers);
+            return Err(config.wrong(LIST, "another value", expected));
+        }
+    };
+    let without = |i: usize| listed.as_ref().map_or((i + 1).is_multiple_of(every), |l| l[i] == 0);
+    c.features.blocks = (0..c.n_layers).map(|i| without_rotary(without(i))).collect();
+    Ok(c)
+}
+
+fn granite_gguf(gguf: &Gguf) -> Result<DecoderConfig> {
+    let keys = Keys::new(gguf, "granite");
+    let scales = ["attention.scale", "embedding_scale", "residual_scale", "logit_scale"];
+    let mut c = keys.config(RopePairing::Adjacent, &scales)?;
+    let [attn, embed, residual, logits] = scales.map(|name| keys.number(name));
+    with_scales(&mut c, attn?, [embed?, residual?, logits?]);
+    Ok(c)
+}
+
+fn granite_hf(folder: &HfFolder) -> Result<DecoderConfig> {
+    let config = &folder.config;
+    let reading = Reading {
+        arch: "granite",
+        reads: &[
+            "attention_bias",
+            "mlp_bias",
+            "attention_multiplier",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+        ],
+        ..READING
+    };
+    let mut c = with_biases(reading.config(folder)?, config)?;
+    let number = |name: &str| fields::optional_positive(config, name);
+    // Where the field is not there, scores are not divided by anything.
+    let attn = hf_fields::or_default(config, "attention_multiplier", 1.0)?;
+    let others = [number("embedding_multiplier")?, number("residual_multiplier")?, number("logits_scaling")?];
+    with_scales(&mut c, attn, others);
+    Ok(c)
+}
+
+/// Sets the factor of scores, and those of embedding, residual stream and (dividing) logits.
+fn with_scales(c: &mut DecoderConfig, attn: Option<f64>, [embed, residual, logits]: [Option<f64>; 3]) {
+    let f = &mut c.features;
+    f.attn_scale = attn.map(|x| x as f32);
+    f.embed_scale = embed.unwrap_or(1.0) as f32;
+    f.residual_scale = residual.unwrap_or(1.0) as f32;
+    f.logit_scale = (1.0 / logits.unwrap_or(1.0)) as f32;
 }

@@ -1,42 +1,82 @@
 //! Model families: how a file's metadata becomes a [`DecoderConfig`], and which tensor plays which role.
 //!
-//! A new family is one file here and its line in [`FAMILIES`].
+//! A new family is a file here, or a few lines in that of a relative, and its line in [`FAMILIES`].
 
 mod fields;
-pub mod llama;
+mod gather;
+mod gemma;
+mod gguf_keys;
+mod hf_fields;
+mod llama;
+mod olmo;
+mod phi;
+mod qwen;
+mod rope;
 
 use crate::{
     ModelError, Result,
-    config::DecoderConfig,
+    config::{DecoderConfig, RopePairing},
     gguf::Gguf,
     hf::HfFolder,
     source::TensorInfo,
-    weights::{LayerWeights, Weights},
+    weights::Weights,
 };
-use std::{collections::HashSet, path::Path};
-use steerkit_kernels::Matrix;
+use gather::Gather;
 
 /// The families this build knows.
-pub const FAMILIES: &[Family] = &[llama::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    llama::LLAMA,
+    llama::MISTRAL,
+    llama::SMOLLM3,
+    llama::GRANITE,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi::PHI3,
+    olmo::OLMO2,
+];
 
 /// A model family as data.
 pub struct Family {
-    /// Values of GGUF `general.architecture`.
-    pub gguf: &'static [&'static str],
-    /// Values of `model_type` in `config.json`.
-    pub hf: &'static [&'static str],
+    /// Value of GGUF `general.architecture`; empty where the family has none of its own.
+    pub gguf: &'static str,
+    /// Value of `model_type` in `config.json`.
+    pub hf: &'static str,
+    /// The order of the rows of q and k in its GGUF files.
+    pub gguf_pairing: RopePairing,
     /// Reads the metadata of a GGUF file.
     pub gguf_config: fn(&Gguf) -> Result<DecoderConfig>,
     /// Reads a `config.json`.
     pub hf_config: fn(&HfFolder) -> Result<DecoderConfig>,
     /// Names of the tensors in a GGUF file.
-    pub gguf_names: &'static TensorNames,
+    pub gguf_names: TensorNames,
     /// Names of the tensors in a safetensors file.
-    pub hf_names: &'static TensorNames,
+    pub hf_names: TensorNames,
+    /// Whether the head is the embedding where `config.json` does not say.
+    pub tied: bool,
 }
 
-/// Names of the tensors of a family in one kind of file. Those of a block stand behind
-/// `{block}{index}.`, as in `blk.3.attn_q.weight`.
+impl Family {
+    /// The family of a loaded model's architecture.
+    ///
+    /// # Panics
+    /// When no family has that name.
+    pub(crate) fn of(architecture: &str) -> &'static Self {
+        let has = |f: &&Self| f.gguf == architecture || f.hf.trim_end_matches("_text") == architecture;
+        FAMILIES.iter().find(has).expect("a loaded model's architecture is a family's")
+    }
+
+    /// What GGUF files of the family call their architecture.
+    pub(crate) fn gguf_name(&self) -> &'static str {
+        if self.gguf.is_empty() { llama::LLAMA.gguf } else { self.gguf }
+    }
+}
+
+/// Names of the tensors of a family in one kind of file, without `.weight` and `.bias`. Those of a block stand
+/// behind `{block}{index}.`, as in `blk.3.attn_q.weight`.
+#[derive(Clone, Copy)]
 pub struct TensorNames {
     /// Token embedding.
     pub embed: &'static str,
@@ -48,20 +88,68 @@ pub struct TensorNames {
     pub block: &'static str,
     /// Gain of the norm before attention.
     pub attn_norm: &'static str,
-    /// Query, key and value projections.
-    pub qkv: [&'static str; 3],
+    /// Query, key and value projections: three tensors, or one of all.
+    pub qkv: &'static [&'static str],
+    /// Gains of the norms of queries and keys.
+    pub qk_norms: [&'static str; 2],
     /// Output projection of attention.
     pub attn_out: &'static str,
+    /// Gain of the norm after attention.
+    pub attn_post_norm: &'static str,
     /// Gain of the norm before the MLP.
     pub ffn_norm: &'static str,
-    /// Gate and up projections.
-    pub gate_up: [&'static str; 2],
+    /// Gate and up projections: two tensors, or one of both.
+    pub gate_up: &'static [&'static str],
     /// Down projection.
     pub down: &'static str,
+    /// Gain of the norm after the MLP.
+    pub ffn_post_norm: &'static str,
+    /// What is added to every stored gain.
+    pub gain_offset: f32,
     /// Endings of names that carry no weights of the decoder. Any other tensor without a role is refused:
     /// leaving a bias or an expert out would give a wrong model.
     pub without_role: &'static [&'static str],
 }
+
+/// Tensor names in GGUF files.
+const GGUF_NAMES: TensorNames = TensorNames {
+    embed: "token_embd",
+    final_norm: "output_norm",
+    head: "output",
+    block: "blk.",
+    attn_norm: "attn_norm",
+    qkv: &["attn_q", "attn_k", "attn_v"],
+    qk_norms: ["attn_q_norm", "attn_k_norm"],
+    attn_out: "attn_output",
+    attn_post_norm: "post_attention_norm",
+    ffn_norm: "ffn_norm",
+    gate_up: &["ffn_gate", "ffn_up"],
+    down: "ffn_down",
+    ffn_post_norm: "post_ffw_norm",
+    gain_offset: 0.0,
+    // Read with the configuration; some old files hold one copy per block of the inverse frequencies.
+    without_role: &[rope::ROPE_FREQS, rope::FACTORS_SHORT, rope::FACTORS_LONG, ".attn_rot_embd"],
+};
+
+/// Tensor names in transformers' checkpoints of models with norms before attention and MLP.
+const HF_NAMES: TensorNames = TensorNames {
+    embed: "model.embed_tokens",
+    final_norm: "model.norm",
+    head: "lm_head",
+    block: "model.layers.",
+    attn_norm: "input_layernorm",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    qk_norms: ["self_attn.q_norm", "self_attn.k_norm"],
+    attn_out: "self_attn.o_proj",
+    attn_post_norm: "post_attention_layernorm",
+    ffn_norm: "post_attention_layernorm",
+    gate_up: &["mlp.gate_proj", "mlp.up_proj"],
+    down: "mlp.down_proj",
+    ffn_post_norm: "post_feedforward_layernorm",
+    gain_offset: 0.0,
+    // A buffer that follows from the configuration; old checkpoints saved it.
+    without_role: &[".rotary_emb.inv_freq"],
+};
 
 /// Configuration and weights of a GGUF file.
 ///
@@ -75,17 +163,17 @@ pub fn read_gguf(gguf: &Gguf) -> Result<(DecoderConfig, Weights)> {
             .wrong("split.count", "one part of several", "a whole model")
             .advise("join the parts first: llama-gguf-split --merge FIRST-PART OUTPUT"));
     }
-    let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.gguf).copied().collect();
+    let known: Vec<&str> = FAMILIES.iter().map(|f| f.gguf).filter(|name| !name.is_empty()).collect();
     let Some(name) = gguf.meta.text(KEY)? else {
         return Err(gguf.meta.missing(KEY, &known.join(" or ")));
     };
-    let family = FAMILIES.iter().find(|f| f.gguf.contains(&name));
+    let family = FAMILIES.iter().find(|f| f.gguf == name && !name.is_empty());
     let family = family.ok_or_else(|| ModelError::unsupported(gguf.path(), "architecture", name, &known))?;
     let config = (family.gguf_config)(gguf)?;
-    let tied = gguf.tensor(family.gguf_names.head).is_none();
-    let mut gather = Gather::new(gguf.path(), |name| gguf.tensor(name));
-    let weights = gather.weights(&config, family.gguf_names, tied)?;
-    gather.refuse_without_role(gguf.tensors().iter(), family.gguf_names, name)?;
+    let tied = gguf.tensor(&format!("{}.weight", family.gguf_names.head)).is_none();
+    let mut gather = Gather::new(gguf.path(), |name| gguf.tensor(name), &family.gguf_names);
+    let weights = gather.weights(&config, tied)?;
+    gather.refuse_without_role(gguf.tensors().iter(), name)?;
     Ok((config, weights))
 }
 
@@ -95,11 +183,11 @@ pub fn read_gguf(gguf: &Gguf) -> Result<(DecoderConfig, Weights)> {
 /// Like [`read_gguf`].
 pub fn read_hf(folder: &HfFolder) -> Result<(DecoderConfig, Weights)> {
     const FIELD: &str = "model_type";
-    let known: Vec<&str> = FAMILIES.iter().flat_map(|f| f.hf).copied().collect();
+    let known: Vec<&str> = FAMILIES.iter().map(|f| f.hf).collect();
     let Some(name) = folder.config.text(FIELD)? else {
         return Err(folder.config.missing(FIELD, &known.join(" or ")));
     };
-    let family = FAMILIES.iter().find(|f| f.hf.contains(&name));
+    let family = FAMILIES.iter().find(|f| f.hf == name);
     let family = family.ok_or_else(|| ModelError::unsupported(folder.config.path(), FIELD, name, &known))?;
     if let Some(quantised) = folder.config.object("quantization_config")? {
         let method = quantised.text("quant_method")?.unwrap_or("?");
@@ -107,116 +195,11 @@ pub fn read_hf(folder: &HfFolder) -> Result<(DecoderConfig, Weights)> {
         return Err(ModelError::unsupported(folder.config.path(), "quantization_config", method, &known));
     }
     let config = (family.hf_config)(folder)?;
-    let tied = folder.config.flag("tie_word_embeddings")?.unwrap_or(false);
-    let mut gather = Gather::new(folder.path(), |name| folder.tensor(name));
-    let weights = gather.weights(&config, family.hf_names, tied)?;
-    gather.refuse_without_role(folder.tensors(), family.hf_names, name)?;
+    let tied = folder.config.flag("tie_word_embeddings")?.unwrap_or(family.tied);
+    let mut gather = Gather::new(folder.path(), |name| folder.tensor(name), &family.hf_names);
+    let weights = gather.weights(&config, tied)?;
+    gather.refuse_without_role(folder.tensors(), name)?;
     Ok((config, weights))
-}
-
-/// Takes tensors out of a file by name and notes which it took.
-struct Gather<'a, F> {
-    path: &'a Path,
-    find: F,
-    taken: HashSet<&'a str>,
-}
-
-impl<'a, F: Fn(&str) -> Option<&'a TensorInfo>> Gather<'a, F> {
-    fn new(path: &'a Path, find: F) -> Self {
-        Self { path, find, taken: HashSet::new() }
-    }
-
-    fn weights(&mut self, c: &DecoderConfig, names: &TensorNames, tied: bool) -> Result<Weights> {
-        let embed = self.matrix(names.embed, c.vocab, c.d_model)?;
-        let head = if tied {
-            self.refuse_second_head(names)?;
-            embed.clone()
-        } else {
-            self.matrix(names.head, c.vocab, c.d_model)?
-        };
-        let final_norm = self.norm(names.final_norm, c.d_model)?;
-        let layers: Result<Vec<_>> = (0..c.n_layers).map(|i| self.layer(c, names, i)).collect();
-        Ok(Weights { embed, layers: layers?, final_norm, head })
-    }
-
-    fn layer(&mut self, c: &DecoderConfig, names: &TensorNames, index: usize) -> Result<LayerWeights> {
-        let name = |role: &str| format!("{}{index}.{role}", names.block);
-        let (q_rows, kv_rows) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let [q, k, v] = names.qkv.map(name);
-        let [gate, up] = names.gate_up.map(name);
-        Ok(LayerWeights {
-            attn_norm: self.norm(&name(names.attn_norm), c.d_model)?,
-            qkv: Matrix::stack([
-                self.matrix(&q, q_rows, c.d_model)?,
-                self.matrix(&k, kv_rows, c.d_model)?,
-                self.matrix(&v, kv_rows, c.d_model)?,
-            ]),
-            attn_out: self.matrix(&name(names.attn_out), c.d_model, q_rows)?,
-            ffn_norm: self.norm(&name(names.ffn_norm), c.d_model)?,
-            gate_up: Matrix::stack([
-                self.matrix(&gate, c.d_ff, c.d_model)?,
-                self.matrix(&up, c.d_ff, c.d_model)?,
-            ]),
-            down: self.matrix(&name(names.down), c.d_model, c.d_ff)?,
-        })
-    }
-
-    /// A tensor of exactly this shape.
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<&'a TensorInfo> {
-        let error = |path: &Path, found: String| {
-            ModelError::malformed(path, format!("tensor \"{name}\""), found, format!("shape {shape:?}"))
-        };
-        let tensor = (self.find)(name).ok_or_else(|| error(self.path, "no such tensor".to_owned()))?;
-        if tensor.shape != shape {
-            return Err(error(&tensor.path, format!("shape {:?}", tensor.shape)));
-        }
-        self.taken.insert(&tensor.name);
-        Ok(tensor)
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let t = self.tensor(name, &[rows, cols])?;
-        Ok(Matrix::new(t.format, rows, cols, t.bytes.clone()))
-    }
-
-    fn norm(&mut self, name: &str, d: usize) -> Result<Vec<f32>> {
-        finite(self.tensor(name, &[d])?)
-    }
-
-    /// A file that ties the head to the embedding may still hold the head, but not another one.
-    fn refuse_second_head(&mut self, names: &TensorNames) -> Result<()> {
-        let (Some(head), Some(embed)) = ((self.find)(names.head), (self.find)(names.embed)) else {
-            return Ok(());
-        };
-        if head.bytes.as_slice() != embed.bytes.as_slice() {
-            let place = format!("tensor \"{}\"", names.head);
-            let expected = "the embedding, as tie_word_embeddings says";
-            return Err(ModelError::malformed(&head.path, place, "other numbers", expected));
-        }
-        self.taken.insert(&head.name);
-        Ok(())
-    }
-
-    fn refuse_without_role(
-        &self,
-        mut all: impl Iterator<Item = &'a TensorInfo>,
-        names: &TensorNames,
-        family: &str,
-    ) -> Result<()> {
-        let has_role = |t: &TensorInfo| {
-            self.taken.contains(t.name.as_str()) || names.without_role.iter().any(|end| t.name.ends_with(end))
-        };
-        match all.find(|t| !has_role(t)) {
-            None => Ok(()),
-            Some(t) => {
-                let place = format!("tensor \"{}\"", t.name);
-                let found = format!("a tensor without a role in a {family} model");
-                Err(ModelError::malformed(&t.path, place, found, "the tensors of that family").advise(
-                    "the model has a part that this program does not compute, such as a bias or an expert",
-                ))
-            }
-        }
-    }
 }
 
 /// A small tensor's numbers, all of them finite.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use steerkit_kernels::attention::{self, Heads, Run};
 use steerkit_kernels::gemm::{self, Interleaved};
 use steerkit_kernels::kv::{CachedText, KeyValues, attention_cached};
+use steerkit_kernels::mlp::Activation;
 use steerkit_kernels::rope::{Angles, Pairing, Turn};
 use steerkit_kernels::{Matrix, Precision, logprob, mlp, norm, parallel, rope, rows};
 
@@ -174,6 +175,12 @@ impl Backend for Cpu {
         self.upload(&x.data, x.width)
     }
 
+    fn zeros_like(&self, x: &Tensor) -> Result<Tensor> {
+        let mut zeros = self.tensor(x.rows(), x.width);
+        zeros.data.fill(0.0);
+        Ok(zeros)
+    }
+
     fn embed(&self, embed: &Weight, tokens: &[u32]) -> Result<Tensor> {
         let embed = &embed.stored;
         let mut x = self.tensor(tokens.len(), embed.cols());
@@ -234,8 +241,32 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn rms_norm_columns(
+        &self,
+        x: &mut Tensor,
+        columns: Range<usize>,
+        gain: &Vec<f32>,
+        eps: f32,
+    ) -> Result<()> {
+        norm::rms_norm_columns(&mut x.data, x.width, columns, gain, eps);
+        Ok(())
+    }
+
+    fn rms_norm_columns_vjp(
+        &self,
+        x: &Tensor,
+        columns: Range<usize>,
+        gain: &Vec<f32>,
+        eps: f32,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        norm::rms_norm_columns_vjp(&x.data, x.width, columns, gain, eps, &mut dx.data);
+        Ok(())
+    }
+
     fn rope(&self, qkv: &mut Tensor, heads: Heads, angles: &CpuAngles, turn: Turn) -> Result<()> {
-        rope::rope(&mut qkv.data, qkv.width, heads.n + heads.k, &angles.angles, angles.pairing, turn);
+        let turned = (heads.n + heads.k, heads.h);
+        rope::rope(&mut qkv.data, qkv.width, turned, &angles.angles, angles.pairing, turn);
         Ok(())
     }
 
@@ -271,15 +302,15 @@ impl Backend for Cpu {
         Ok(out)
     }
 
-    fn swiglu(&self, gate_up: &Tensor) -> Result<Tensor> {
+    fn gated(&self, activation: Activation, gate_up: &Tensor) -> Result<Tensor> {
         let f = gate_up.width / 2;
         let mut y = self.tensor(gate_up.rows(), f);
-        mlp::swiglu(&gate_up.data, f, &mut y.data);
+        mlp::gated(activation, &gate_up.data, f, &mut y.data);
         Ok(y)
     }
 
-    fn swiglu_vjp(&self, mut gate_up: Tensor, dy: &Tensor) -> Result<Tensor> {
-        mlp::swiglu_vjp(&mut gate_up.data, dy.width, &dy.data);
+    fn gated_vjp(&self, activation: Activation, mut gate_up: Tensor, dy: &Tensor) -> Result<Tensor> {
+        mlp::gated_vjp(activation, &mut gate_up.data, dy.width, &dy.data);
         Ok(gate_up)
     }
 
@@ -293,14 +324,35 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn add_bias(&self, x: &mut Tensor, bias: &Vec<f32>) -> Result<()> {
+        rows::add_to_rows(&mut x.data, bias);
+        Ok(())
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
+        rows::scale(&mut x.data, factor);
+        Ok(())
+    }
+
+    fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        rows::softcap(&mut x.data, cap);
+        Ok(())
+    }
+
     fn log_probs(&self, logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
         let mut out = vec![0.0; targets.len()];
         logprob::log_probs(&logits.data, logits.width, targets, &mut out);
         Ok(out)
     }
 
-    fn log_probs_vjp(&self, mut logits: Tensor, targets: &[u32], coef: &[f32]) -> Result<Tensor> {
-        logprob::log_probs_vjp(&mut logits.data, logits.width, targets, coef);
+    fn log_probs_vjp(
+        &self,
+        mut logits: Tensor,
+        targets: &[u32],
+        coef: &[f32],
+        softcap: Option<f32>,
+    ) -> Result<Tensor> {
+        logprob::log_probs_vjp(&mut logits.data, logits.width, targets, coef, softcap);
         Ok(logits)
     }
 }

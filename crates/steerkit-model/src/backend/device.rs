@@ -11,6 +11,7 @@ use crate::{ModelError, Result};
 use candle_core::{DType, Tensor};
 use std::ops::Range;
 use steerkit_kernels::attention::{Heads, Run};
+use steerkit_kernels::mlp::Activation;
 use steerkit_kernels::rope::{Angles, Turn};
 use steerkit_kernels::{Matrix, Precision};
 
@@ -21,7 +22,7 @@ pub(crate) struct Device {
     dtype: DType,
 }
 
-/// Cosines and sines, `[t, 1, h/2]`.
+/// Cosines and sines of the numbers that turn, `[t, 1, half]`.
 pub(crate) struct DeviceAngles {
     cos: Tensor,
     sin: Tensor,
@@ -33,6 +34,17 @@ pub(crate) struct Tree {
     rows: Range<usize>,
     /// 0 where a row sees another, −∞ elsewhere, `[t, t]`.
     mask: Tensor,
+    /// How many tokens before a row a key that it sees stands in their text, `[t, t]`.
+    distance: Tensor,
+}
+
+impl Tree {
+    /// The mask with the keys outside the window hidden too.
+    fn mask(&self, window: Option<usize>) -> Result<Tensor> {
+        let Some(window) = window else { return Ok(self.mask.clone()) };
+        let hidden = self.mask.zeros_like()?.affine(1.0, f64::NEG_INFINITY)?;
+        Ok(self.distance.ge(window as f64)?.where_cond(&hidden, &self.mask)?)
+    }
 }
 
 impl From<candle_core::Error> for ModelError {
@@ -67,8 +79,13 @@ impl Device {
 
     /// 0 where `sees(row, key)`, −∞ elsewhere, `[m, s]`.
     fn mask(&self, m: usize, s: usize, sees: impl Fn(usize, usize) -> bool) -> Result<Tensor> {
-        let at = |i| if sees(i / s, i % s) { 0.0 } else { f32::NEG_INFINITY };
-        Ok(Tensor::from_vec((0..m * s).map(at).collect::<Vec<f32>>(), (m, s), &self.device)?)
+        self.grid(m, s, |row, key| if sees(row, key) { 0.0 } else { f32::NEG_INFINITY })
+    }
+
+    /// `at(row, key)`, `[m, s]`.
+    fn grid(&self, m: usize, s: usize, at: impl Fn(usize, usize) -> f32) -> Result<Tensor> {
+        let numbers: Vec<f32> = (0..m * s).map(|i| at(i / s, i % s)).collect();
+        Ok(Tensor::from_vec(numbers, (m, s), &self.device)?)
     }
 
     /// `x` as a product sees it: rounded to the type of the matrices, in f32.
@@ -100,13 +117,19 @@ fn split(qkv: &Tensor, heads: Heads, rows: &Range<usize>) -> Result<[Tensor; 3]>
     Ok([part(0, q)?, part(q, kv)?, part(q + kv, kv)?])
 }
 
-/// `softmax(scale · q·kᵀ + mask)`, `[k, g·m, s]`.
-fn probabilities(q: &Tensor, keys: &Tensor, mask: &Tensor, scale: f32) -> Result<Tensor> {
-    let scores = (q.matmul(&keys.t()?)? * f64::from(scale))?;
+/// `softmax(scale · q·kᵀ + mask)`, `[k, g·m, s]`, and the tanh of scores that are capped.
+fn probabilities(q: &Tensor, keys: &Tensor, mask: &Tensor, heads: Heads) -> Result<(Tensor, Option<Tensor>)> {
+    let mut scores = (q.matmul(&keys.t()?)? * f64::from(heads.scale))?;
+    let mut tanh = None;
+    if let Some(cap) = heads.softcap.map(f64::from) {
+        let t = (&scores / cap)?.tanh()?;
+        scores = (&t * cap)?;
+        tanh = Some(t);
+    }
     let (k, all, s) = scores.dims3()?;
     let m = mask.dim(0)?;
     let scores = scores.reshape((k * all / m, m, s))?.broadcast_add(mask)?;
-    Ok(softmax(&scores)?.reshape((k, all, s))?)
+    Ok((softmax(&scores)?.reshape((k, all, s))?, tanh))
 }
 
 /// Softmax over the last dimension.
@@ -116,12 +139,43 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
     Ok(e.broadcast_div(&e.sum_keepdim(last)?)?)
 }
 
-/// Gate, up and `sigmoid(gate)` of `gate | up`.
-fn gate_up_sigmoid(gate_up: &Tensor) -> Result<[Tensor; 3]> {
+/// Gate and up of `gate | up`, the sigmoid `s` with which the activation is `gate · s`, and the slope of its argument:
+/// `gate` itself for SiLU, `2√(2/π)(gate + 0.044715 gate³)` for GELU.
+fn gate_up_sigmoid(activation: Activation, gate_up: &Tensor) -> Result<[Tensor; 4]> {
     let f = gate_up.dim(1)? / 2;
     let (gate, up) = (gate_up.narrow(1, 0, f)?, gate_up.narrow(1, f, f)?);
-    let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
-    Ok([gate, up, sigmoid])
+    let (argument, slope) = match activation {
+        Activation::Silu => (gate.clone(), gate.ones_like()?),
+        Activation::GeluTanh => {
+            let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+            let square = gate.sqr()?;
+            let argument = (&gate * square.affine(c * 0.044_715, c)?)?;
+            (argument, square.affine(3.0 * c * 0.044_715, c)?)
+        }
+    };
+    let sigmoid = (argument.neg()?.exp()? + 1.0)?.recip()?;
+    Ok([gate, up, sigmoid, slope])
+}
+
+/// `columns` of `x` as `[t, runs, gain]`.
+fn runs_of_columns(x: &Tensor, columns: &Range<usize>, gain: &Tensor) -> Result<Tensor> {
+    let d = gain.dim(0)?;
+    let part = x.narrow(1, columns.start, columns.len())?.contiguous()?;
+    Ok(part.reshape((x.dim(0)?, columns.len() / d, d))?)
+}
+
+/// `x` with its `columns` replaced by `part`, `[t, runs, gain]`.
+fn with_columns(x: &Tensor, columns: &Range<usize>, part: &Tensor) -> Result<Tensor> {
+    let (t, width) = x.dims2()?;
+    let part = part.reshape((t, columns.len()))?;
+    let before = x.narrow(1, 0, columns.start)?;
+    let after = x.narrow(1, columns.end, width - columns.end)?;
+    Ok(Tensor::cat(&[before, part, after], 1)?)
+}
+
+/// Reciprocal of the root mean square over the last dimension.
+fn rstd(x: &Tensor, eps: f32) -> Result<Tensor> {
+    Ok((x.sqr()?.mean_keepdim(x.rank() - 1)? + f64::from(eps))?.sqrt()?.recip()?)
 }
 
 impl Backend for Device {
@@ -162,7 +216,15 @@ impl Backend for Device {
                 key <= row && run(row).keys.iter().any(|keys| keys.contains(&key))
             };
             let mask = self.mask(rows.len(), rows.len(), sees)?;
-            Ok(Tree { rows, mask })
+            // A run's keys are its text from the beginning, so the last of them stands at the row itself.
+            let position = |i| {
+                let run = run(first + i);
+                run.keys.iter().map(Range::len).sum::<usize>() - (run.rows.end - (first + i))
+            };
+            let positions: Vec<usize> = (0..rows.len()).map(position).collect();
+            let distance = |i: usize, j: usize| positions[i] as f32 - positions[j] as f32;
+            let distance = self.grid(rows.len(), rows.len(), distance)?;
+            Ok(Tree { rows, mask, distance })
         };
         runs.chunk_by(|a, b| a.tree == b.tree).map(tree).collect()
     }
@@ -177,6 +239,10 @@ impl Backend for Device {
 
     fn copy(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.clone())
+    }
+
+    fn zeros_like(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.zeros_like()?)
     }
 
     fn embed(&self, embed: &Tensor, tokens: &[u32]) -> Result<Tensor> {
@@ -201,7 +267,7 @@ impl Backend for Device {
     }
 
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
-        let rstd = (x.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?.recip()?;
+        let rstd = rstd(x, eps)?;
         Ok((x.broadcast_mul(&rstd)?.broadcast_mul(gain)?, rstd))
     }
 
@@ -220,15 +286,42 @@ impl Backend for Device {
         Ok(())
     }
 
+    fn rms_norm_columns(&self, x: &mut Tensor, columns: Range<usize>, gain: &Tensor, eps: f32) -> Result<()> {
+        let part = runs_of_columns(x, &columns, gain)?;
+        let normed = part.broadcast_mul(&rstd(&part, eps)?)?.broadcast_mul(gain)?;
+        *x = with_columns(x, &columns, &normed)?;
+        Ok(())
+    }
+
+    /// As [`Self::rms_norm_vjp`], run by run.
+    fn rms_norm_columns_vjp(
+        &self,
+        x: &Tensor,
+        columns: Range<usize>,
+        gain: &Tensor,
+        eps: f32,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        let (x, dy) = (runs_of_columns(x, &columns, gain)?, runs_of_columns(dx, &columns, gain)?);
+        let rstd = rstd(&x, eps)?;
+        let g = dy.broadcast_mul(gain)?;
+        let along = ((&g * &x)?.mean_keepdim(2)? * rstd.powf(3.0)?)?;
+        let dpart = (g.broadcast_mul(&rstd)? - x.broadcast_mul(&along)?)?;
+        *dx = with_columns(dx, &columns, &dpart)?;
+        Ok(())
+    }
+
     fn rope(&self, qkv: &mut Tensor, heads: Heads, angles: &DeviceAngles, turn: Turn) -> Result<()> {
         let (t, width) = qkv.dims2()?;
-        let (turned, half) = ((heads.n + heads.k) * heads.h, heads.h / 2);
+        let (turned, half) = ((heads.n + heads.k) * heads.h, angles.cos.dim(2)?);
         // The two numbers of a pair lie along this dimension.
         let (shape, pair) = match angles.pairing {
             RopePairing::Halves => ([t, heads.n + heads.k, 2, half], 2),
             RopePairing::Adjacent => ([t, heads.n + heads.k, half, 2], 3),
         };
-        let x = qkv.narrow(1, 0, turned)?.reshape(&shape)?;
+        let all = qkv.narrow(1, 0, turned)?.reshape((t, heads.n + heads.k, heads.h))?;
+        let rest = all.narrow(2, 2 * half, heads.h - 2 * half)?;
+        let x = all.narrow(2, 0, 2 * half)?.contiguous()?.reshape(&shape)?;
         let part = |i| x.narrow(pair, i, 1)?.squeeze(pair);
         let (a, b) = (part(0)?, part(1)?);
         let sin = match turn {
@@ -238,7 +331,8 @@ impl Backend for Device {
         let by = |x: &Tensor, factor: &Tensor| x.broadcast_mul(factor);
         let first = (by(&a, &angles.cos)? - by(&b, &sin)?)?;
         let second = (by(&a, &sin)? + by(&b, &angles.cos)?)?;
-        let x = Tensor::stack(&[first, second], pair)?.reshape((t, turned))?;
+        let x = Tensor::stack(&[first, second], pair)?.reshape((t, heads.n + heads.k, 2 * half))?;
+        let x = Tensor::cat(&[x, rest], 2)?.reshape((t, turned))?;
         *qkv = Tensor::cat(&[x, qkv.narrow(1, turned, width - turned)?], 1)?;
         Ok(())
     }
@@ -246,24 +340,27 @@ impl Backend for Device {
     fn attention(&self, qkv: &Tensor, heads: Heads, trees: &Vec<Tree>) -> Result<Tensor> {
         let attend = |tree: &Tree| {
             let [q, keys, values] = split(qkv, heads, &tree.rows)?;
-            let probs = probabilities(&q, &keys, &tree.mask, heads.scale)?;
+            let (probs, _) = probabilities(&q, &keys, &tree.mask(heads.window)?, heads)?;
             by_row(&probs.matmul(&values)?, tree.rows.len())
         };
         Ok(Tensor::cat(&trees.iter().map(attend).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// With `p` the probabilities and `o = p·v`: `dv = pᵀ·do`, `dp = do·vᵀ`, `ds = scale·p·(dp − Σ p·dp)`,
-    /// `dq = ds·k`, `dk = dsᵀ·q`.
+    /// `dq = ds·k`, `dk = dsᵀ·q`; where scores are capped, `ds` is multiplied by `1 − tanh²`.
     fn attention_vjp(&self, qkv: &Tensor, heads: Heads, trees: &Vec<Tree>, dout: &Tensor) -> Result<Tensor> {
         let tree_vjp = |tree: &Tree| {
             let m = tree.rows.len();
             let [q, keys, values] = split(qkv, heads, &tree.rows)?;
             let dout = by_head(&dout.narrow(0, tree.rows.start, m)?, heads)?;
-            let probs = probabilities(&q, &keys, &tree.mask, heads.scale)?;
+            let (probs, tanh) = probabilities(&q, &keys, &tree.mask(heads.window)?, heads)?;
             let dvalues = probs.t()?.matmul(&dout)?;
             let dprobs = dout.matmul(&values.t()?)?;
             let mean = (&probs * &dprobs)?.sum_keepdim(2)?;
-            let dscores = ((&probs * dprobs.broadcast_sub(&mean)?)? * f64::from(heads.scale))?;
+            let mut dscores = ((&probs * dprobs.broadcast_sub(&mean)?)? * f64::from(heads.scale))?;
+            if let Some(tanh) = tanh {
+                dscores = (dscores * tanh.sqr()?.affine(-1.0, 1.0)?)?;
+            }
             let (dq, dkeys) = (dscores.matmul(&keys)?, dscores.t()?.matmul(&q)?);
             let parts = [by_row(&dq, m)?, by_row(&dkeys, m)?, by_row(&dvalues, m)?];
             Ok(Tensor::cat(&parts, 1)?)
@@ -291,25 +388,26 @@ impl Backend for Device {
                 }
             };
             let (m, s) = (rows.len(), keys.dim(1)?);
-            let mask = self.mask(m, s, |row, key| key <= s - m + row)?;
-            let probs = probabilities(&q, &keys, &mask, heads.scale)?;
+            let window = heads.window.unwrap_or(s);
+            let mask = self.mask(m, s, |row, key| key <= s - m + row && s - m + row < key + window)?;
+            let (probs, _) = probabilities(&q, &keys, &mask, heads)?;
             outs.push(by_row(&probs.matmul(&values)?, m)?);
             **cache = Some((keys, values));
         }
         Ok(Tensor::cat(&outs, 0)?)
     }
 
-    fn swiglu(&self, gate_up: &Tensor) -> Result<Tensor> {
-        let [gate, up, sigmoid] = gate_up_sigmoid(gate_up)?;
+    fn gated(&self, activation: Activation, gate_up: &Tensor) -> Result<Tensor> {
+        let [gate, up, sigmoid, _] = gate_up_sigmoid(activation, gate_up)?;
         Ok(((gate * sigmoid)? * up)?)
     }
 
-    /// With `s` the sigmoid and `silu = gate·s`: `dgate = dy·up·(s + silu·(1 − s))`, `dup = dy·silu`.
-    fn swiglu_vjp(&self, gate_up: Tensor, dy: &Tensor) -> Result<Tensor> {
-        let [gate, up, sigmoid] = gate_up_sigmoid(&gate_up)?;
-        let silu = (gate * &sigmoid)?;
-        let slope = (&sigmoid + (&silu * sigmoid.affine(-1.0, 1.0)?)?)?;
-        Ok(Tensor::cat(&[((dy * up)? * slope)?, (dy * silu)?], 1)?)
+    /// With `s` the sigmoid of `z(gate)` and `act = gate·s`: `dgate = dy·up·(s + act·(1 − s)·z')`, `dup = dy·act`.
+    fn gated_vjp(&self, activation: Activation, gate_up: Tensor, dy: &Tensor) -> Result<Tensor> {
+        let [gate, up, sigmoid, slope] = gate_up_sigmoid(activation, &gate_up)?;
+        let act = (gate * &sigmoid)?;
+        let dact = (&sigmoid + ((&act * sigmoid.affine(-1.0, 1.0)?)? * slope)?)?;
+        Ok(Tensor::cat(&[((dy * up)? * dact)?, (dy * act)?], 1)?)
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) -> Result<()> {
@@ -326,6 +424,22 @@ impl Backend for Device {
         Ok(())
     }
 
+    fn add_bias(&self, x: &mut Tensor, bias: &Tensor) -> Result<()> {
+        *x = x.broadcast_add(bias)?;
+        Ok(())
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
+        *x = (&*x * f64::from(factor))?;
+        Ok(())
+    }
+
+    fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
+        let cap = f64::from(cap);
+        *x = ((&*x / cap)?.tanh()? * cap)?;
+        Ok(())
+    }
+
     fn log_probs(&self, logits: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
         let targets = self.ids(targets.iter().copied())?.unsqueeze(1)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?)?;
@@ -333,10 +447,20 @@ impl Backend for Device {
         self.download(&(shifted.gather(&targets, 1)? - log_sum)?)
     }
 
-    /// `coef · (onehot(target) − softmax(logits))`.
-    fn log_probs_vjp(&self, logits: Tensor, targets: &[u32], coef: &[f32]) -> Result<Tensor> {
+    /// `coef · (onehot(target) − softmax(logits))`, times `1 − (logit / cap)²` where they are capped.
+    fn log_probs_vjp(
+        &self,
+        logits: Tensor,
+        targets: &[u32],
+        coef: &[f32],
+        softcap: Option<f32>,
+    ) -> Result<Tensor> {
         let targets = self.ids(targets.iter().copied())?.unsqueeze(1)?;
         let coef = self.upload(coef, 1)?;
-        Ok(softmax(&logits)?.broadcast_mul(&coef.neg()?)?.scatter_add(&targets, &coef, 1)?)
+        let dlogits = softmax(&logits)?.broadcast_mul(&coef.neg()?)?.scatter_add(&targets, &coef, 1)?;
+        match softcap.map(f64::from) {
+            None => Ok(dlogits),
+            Some(cap) => Ok((dlogits * (logits / cap)?.sqr()?.affine(-1.0, 1.0)?)?),
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::Result;
 use crate::config::Rope;
 use std::ops::Range;
 use steerkit_kernels::attention::{Heads, Run};
+use steerkit_kernels::mlp::Activation;
 use steerkit_kernels::rope::Turn;
 use steerkit_kernels::{Matrix, rope::Angles};
 
@@ -41,6 +42,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn upload(&self, data: &[f32], width: usize) -> Result<Self::Tensor>;
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
+    /// Zeros in the shape of `x`.
+    fn zeros_like(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
 
     /// Rows `tokens` of the embedding.
     fn embed(&self, embed: &Self::Matrix, tokens: &[u32]) -> Result<Self::Tensor>;
@@ -67,6 +70,24 @@ pub(crate) trait Backend: Send + Sync + 'static {
         dx: &mut Self::Tensor,
     ) -> Result<()>;
 
+    /// Normalises, in place, each run of as many numbers as `gain` has among `columns` of each row.
+    fn rms_norm_columns(
+        &self,
+        x: &mut Self::Tensor,
+        columns: Range<usize>,
+        gain: &Self::Gain,
+        eps: f32,
+    ) -> Result<()>;
+    /// `x`: the rows before the norm; `columns` of `dx` become their gradient.
+    fn rms_norm_columns_vjp(
+        &self,
+        x: &Self::Tensor,
+        columns: Range<usize>,
+        gain: &Self::Gain,
+        eps: f32,
+        dx: &mut Self::Tensor,
+    ) -> Result<()>;
+
     /// Turns queries and keys of `q | k | v`; its VJP turns back.
     fn rope(&self, qkv: &mut Self::Tensor, heads: Heads, angles: &Self::Angles, turn: Turn) -> Result<()>;
 
@@ -88,16 +109,34 @@ pub(crate) trait Backend: Send + Sync + 'static {
         texts: &mut [(Range<usize>, &mut Self::Cache)],
     ) -> Result<Self::Tensor>;
 
-    /// `silu(gate) · up` of `gate | up`.
-    fn swiglu(&self, gate_up: &Self::Tensor) -> Result<Self::Tensor>;
-    fn swiglu_vjp(&self, gate_up: Self::Tensor, dy: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `activation(gate) · up` of `gate | up`.
+    fn gated(&self, activation: Activation, gate_up: &Self::Tensor) -> Result<Self::Tensor>;
+    fn gated_vjp(
+        &self,
+        activation: Activation,
+        gate_up: Self::Tensor,
+        dy: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
 
     /// `x += y`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
     /// Adds `v` `[d]` to some rows.
     fn add_to_rows(&self, x: &mut Self::Tensor, rows: Range<usize>, v: &[f32]) -> Result<()>;
+    /// Adds `bias` to every row.
+    fn add_bias(&self, x: &mut Self::Tensor, bias: &Self::Gain) -> Result<()>;
+    /// `x *= factor`; its own VJP.
+    fn scale(&self, x: &mut Self::Tensor, factor: f32) -> Result<()>;
+    /// `x ← cap · tanh(x / cap)`; its VJP is a part of [`Self::log_probs_vjp`].
+    fn softcap(&self, x: &mut Self::Tensor, cap: f32) -> Result<()>;
 
     /// `log softmax(logits)[target]` per row.
     fn log_probs(&self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>>;
-    fn log_probs_vjp(&self, logits: Self::Tensor, targets: &[u32], coef: &[f32]) -> Result<Self::Tensor>;
+    /// The gradient of logits before they were capped, where they were.
+    fn log_probs_vjp(
+        &self,
+        logits: Self::Tensor,
+        targets: &[u32],
+        coef: &[f32],
+        softcap: Option<f32>,
+    ) -> Result<Self::Tensor>;
 }

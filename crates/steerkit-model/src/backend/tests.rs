@@ -6,11 +6,13 @@ use crate::engine::CandleDevice;
 use crate::{ErrorKind, ModelError, Result};
 use rand::{Rng, SeedableRng};
 use steerkit_kernels::attention::{Heads, Run};
+use steerkit_kernels::mlp::Activation;
 use steerkit_kernels::rope::{Angles, Turn};
 use steerkit_kernels::{Matrix, Precision};
 
 const TOLERANCE: f32 = 1e-5;
-const HEADS: Heads = Heads { n: 6, k: 2, h: 8, scale: 0.4 };
+const HEADS: Heads = Heads { n: 6, k: 2, h: 8, scale: 0.4, softcap: None, window: None };
+const CAPPED: Heads = Heads { softcap: Some(0.9), window: Some(4), ..HEADS };
 
 const DEVICES: &[CandleDevice] = &[
     CandleDevice::Cpu,
@@ -57,12 +59,14 @@ same_on_all!(
     embed_and_select,
     linear,
     rms_norm,
+    rms_norm_columns,
     rope,
     attention,
     attention_cached,
-    swiglu,
+    gated,
     add,
     log_probs,
+    capped_log_probs,
     saturated
 );
 
@@ -111,6 +115,17 @@ mod operations {
         ])
     }
 
+    pub(super) fn rms_norm_columns<B: Backend>(b: &B) -> Results {
+        let (t, width) = (5, 40);
+        let gain = b.gain(&noise(1, 8))?;
+        let x = b.upload(&noise(2, t * width), width)?;
+        let mut y = b.copy(&x)?;
+        b.rms_norm_columns(&mut y, 8..32, &gain, 1e-5)?;
+        let mut dx = b.upload(&noise(3, t * width), width)?;
+        b.rms_norm_columns_vjp(&x, 8..32, &gain, 1e-5, &mut dx)?;
+        Ok(vec![("rms_norm_columns", b.download(&y)?), ("rms_norm_columns_vjp", b.download(&dx)?)])
+    }
+
     pub(super) fn rope<B: Backend>(b: &B) -> Results {
         let positions = [0, 1, 7, 500];
         let mut results = Vec::new();
@@ -119,12 +134,14 @@ mod operations {
             (RopePairing::Adjacent, ["rope by neighbours", "its VJP"]),
         ] {
             let rope = Rope { theta: 1e4, pairing, scaling: RopeScaling::None };
-            let angles = b.angles(Angles::new(&positions, &rope.frequencies(HEADS.h)), &rope)?;
-            for (name, turn) in names.into_iter().zip([Turn::Forward, Turn::Back]) {
-                let width = HEADS.qkv_width();
-                let mut x = b.upload(&noise(1, positions.len() * width), width)?;
-                b.rope(&mut x, HEADS, &angles, turn)?;
-                results.push((name, b.download(&x)?));
+            for turned in [HEADS.h, 6] {
+                let angles = b.angles(Angles::new(&positions, &rope.frequencies(turned), 1.2), &rope)?;
+                for (name, turn) in names.into_iter().zip([Turn::Forward, Turn::Back]) {
+                    let width = HEADS.qkv_width();
+                    let mut x = b.upload(&noise(1, positions.len() * width), width)?;
+                    b.rope(&mut x, HEADS, &angles, turn)?;
+                    results.push((name, b.download(&x)?));
+                }
             }
         }
         Ok(results)
@@ -145,29 +162,41 @@ mod operations {
         let (t, width, out_width) = (16, HEADS.qkv_width(), HEADS.n * HEADS.h);
         let runs = b.runs(runs())?;
         let qkv = b.upload(&noise(1, t * width), width)?;
-        let out = b.attention(&qkv, HEADS, &runs)?;
-        let dqkv = b.attention_vjp(&qkv, HEADS, &runs, &b.upload(&noise(2, t * out_width), out_width)?)?;
-        Ok(vec![("attention", b.download(&out)?), ("attention_vjp", b.download(&dqkv)?)])
-    }
-
-    pub(super) fn attention_cached<B: Backend>(b: &B) -> Results {
-        let width = HEADS.qkv_width();
-        let (mut first, mut second) = (b.new_cache(), b.new_cache());
+        let dout = b.upload(&noise(2, t * out_width), out_width)?;
         let mut results = Vec::new();
-        for (seed, m) in [(1, 4), (2, 1), (3, 3)] {
-            let qkv = b.upload(&noise(seed, (m + 2) * width), width)?;
-            let mut texts = [(0..m, &mut first), (m..m + 2, &mut second)];
-            results.push(("attention_cached", b.download(&b.attention_cached(&qkv, HEADS, &mut texts)?)?));
+        for heads in [HEADS, CAPPED] {
+            let out = b.attention(&qkv, heads, &runs)?;
+            let dqkv = b.attention_vjp(&qkv, heads, &runs, &dout)?;
+            results.extend([("attention", b.download(&out)?), ("attention_vjp", b.download(&dqkv)?)]);
         }
         Ok(results)
     }
 
-    pub(super) fn swiglu<B: Backend>(b: &B) -> Results {
+    pub(super) fn attention_cached<B: Backend>(b: &B) -> Results {
+        let width = HEADS.qkv_width();
+        let mut results = Vec::new();
+        for heads in [HEADS, CAPPED] {
+            let (mut first, mut second) = (b.new_cache(), b.new_cache());
+            for (seed, m) in [(1, 4), (2, 1), (3, 3)] {
+                let qkv = b.upload(&noise(seed, (m + 2) * width), width)?;
+                let mut texts = [(0..m, &mut first), (m..m + 2, &mut second)];
+                results
+                    .push(("attention_cached", b.download(&b.attention_cached(&qkv, heads, &mut texts)?)?));
+            }
+        }
+        Ok(results)
+    }
+
+    pub(super) fn gated<B: Backend>(b: &B) -> Results {
         let (t, f) = (5, 40);
-        let gate_up = b.upload(&noise(1, t * 2 * f), 2 * f)?;
-        let y = b.swiglu(&gate_up)?;
-        let dx = b.swiglu_vjp(gate_up, &b.upload(&noise(2, t * f), f)?)?;
-        Ok(vec![("swiglu", b.download(&y)?), ("swiglu_vjp", b.download(&dx)?)])
+        let mut results = Vec::new();
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let gate_up = b.upload(&noise(1, t * 2 * f), 2 * f)?;
+            let y = b.gated(activation, &gate_up)?;
+            let dx = b.gated_vjp(activation, gate_up, &b.upload(&noise(2, t * f), f)?)?;
+            results.extend([("gated", b.download(&y)?), ("gated_vjp", b.download(&dx)?)]);
+        }
+        Ok(results)
     }
 
     pub(super) fn add<B: Backend>(b: &B) -> Results {
@@ -179,6 +208,13 @@ mod operations {
             b.add_to_rows(&mut x, rows, &noise(3, d))?;
             results.push(("add_to_rows", b.download(&x)?));
         }
+        b.add_bias(&mut x, &b.gain(&noise(4, d))?)?;
+        results.push(("add_bias", b.download(&x)?));
+        b.scale(&mut x, 1.7)?;
+        results.push(("scale", b.download(&x)?));
+        b.softcap(&mut x, 2.5)?;
+        results.push(("softcap", b.download(&x)?));
+        results.push(("zeros_like", b.download(&b.zeros_like(&x)?)?));
         Ok(results)
     }
 
@@ -186,19 +222,28 @@ mod operations {
         let (v, targets) = (2000, [0, 1999, 77, 77]);
         let logits = b.upload(&noise(1, targets.len() * v), v)?;
         let logps = b.log_probs(&logits, &targets)?;
-        let dlogits = b.log_probs_vjp(logits, &targets, &noise(2, targets.len()))?;
+        let dlogits = b.log_probs_vjp(logits, &targets, &noise(2, targets.len()), None)?;
         Ok(vec![("log_probs", logps), ("log_probs_vjp", b.download(&dlogits)?)])
+    }
+
+    pub(super) fn capped_log_probs<B: Backend>(b: &B) -> Results {
+        let (v, targets, cap) = (2000, [0, 1999, 77, 77], 1.5);
+        let mut logits = b.upload(&noise(1, targets.len() * v), v)?;
+        b.softcap(&mut logits, cap)?;
+        let dlogits = b.log_probs_vjp(logits, &targets, &noise(2, targets.len()), Some(cap))?;
+        Ok(vec![("log_probs_vjp of capped logits", b.download(&dlogits)?)])
     }
 
     /// Gates and logits whose exponentials leave the range of f32.
     pub(super) fn saturated<B: Backend>(b: &B) -> Results {
         let gate_up = b.upload(&[-200.0, 200.0, 1.0, 2.0], 4)?;
-        let y = b.download(&b.swiglu(&gate_up)?)?;
-        let dgate_up = b.download(&b.swiglu_vjp(gate_up, &b.upload(&[1.0, 1.0], 2)?)?)?;
+        let silu = Activation::Silu;
+        let y = b.download(&b.gated(silu, &gate_up)?)?;
+        let dgate_up = b.download(&b.gated_vjp(silu, gate_up, &b.upload(&[1.0, 1.0], 2)?)?)?;
         let logits = [300.0, -300.0, 299.0, -1e4, -1e4, -1e4];
         let logps = b.log_probs(&b.upload(&logits, 3)?, &[1, 2])?;
-        let dlogits = b.download(&b.log_probs_vjp(b.upload(&logits, 3)?, &[1, 2], &[1.0, -2.0])?)?;
-        Ok(vec![("swiglu", y), ("swiglu_vjp", dgate_up), ("log_probs", logps), ("log_probs_vjp", dlogits)])
+        let dlogits = b.download(&b.log_probs_vjp(b.upload(&logits, 3)?, &[1, 2], &[1.0, -2.0], None)?)?;
+        Ok(vec![("gated", y), ("gated_vjp", dgate_up), ("log_probs", logps), ("log_probs_vjp", dlogits)])
     }
 }
 

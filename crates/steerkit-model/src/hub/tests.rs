@@ -56,8 +56,8 @@ static SMALL: [Pinned; 1] = [Pinned {
     sha256: CONTENT_SHA256,
     package: "pip-small==1",
     member: "pip_small/small.gguf",
-    repo: "org/small",
-    revision: "abc",
+    wheels: 1,
+    hub: Some(("org/small", "abc")),
 }];
 
 const LISTING: &str = "/api/models/org/name/revision/main?blobs=true";

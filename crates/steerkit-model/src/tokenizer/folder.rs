@@ -15,13 +15,17 @@ use crate::{ModelError, Result};
 const MAX_TOKENIZER: u64 = 1 << 28;
 
 impl Tokenizer {
-    /// The tokeniser of a folder with `tokenizer.json` and, where there are, `tokenizer_config.json` (BOS, EOS,
+    /// The tokeniser of a folder with `tokenizer.json`, or else SentencePiece's `tokenizer.model`, and, where there are, `tokenizer_config.json` (BOS, EOS,
     /// whether BOS is added), `generation_config.json` and `config.json` (further end tokens).
     ///
     /// # Errors
-    /// No `tokenizer.json`, files that break their format, BOS or EOS that are no tokens.
+    /// Neither of the two, files that break their format, BOS or EOS that are no tokens.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
+        let spm = folder.join("tokenizer.model");
+        if !path.exists() && spm.exists() {
+            return Self::from_spm_file(&spm, optional(folder, "tokenizer_config.json")?.as_ref());
+        }
         let text = read_text(&path, MAX_TOKENIZER)?;
         check_merges(&path, &text)?;
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|e| {

@@ -1,34 +1,40 @@
-//! The vocabulary of a GGUF file as a byte-level BPE tokeniser.
+//! The vocabulary of a GGUF file as a tokeniser: byte-level BPE, or SentencePiece's BPE.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
+use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::unicode::NFC;
+use tokenizers::normalizers::{self, NormalizerWrapper, Prepend, Replace};
 use tokenizers::tokenizer::AddedToken;
 
+use super::sentencepiece::{Bpe, SPACE, kind};
 use super::{Pieces, Tokenizer, digest, pretokenizer};
 use crate::gguf::Gguf;
+use crate::source::hex;
 use crate::{ModelError, Result};
 
-/// `tokenizer.ggml.token_type` of control tokens.
-const CONTROL: i32 = 3;
-/// Tokens that a user added: cut out of every text, but not control tokens.
-const USER_DEFINED: i32 = 4;
+/// The kind of a vocabulary that only comes from a `tokenizer.model`: SentencePiece's unigram model.
+pub(super) const UNIGRAM: &str = "unigram";
 
 /// What the `tokenizer.ggml.*` keys of a GGUF file say.
 #[derive(Clone, Debug, Default)]
 pub struct GgufVocab {
     /// The file, for messages.
     pub path: PathBuf,
-    /// `model`: the kind of tokeniser (`gpt2` is byte-level BPE).
+    /// `model`: the kind of tokeniser (`gpt2` is byte-level BPE, `llama` SentencePiece's).
     pub model: String,
     /// `pre`: the name of the pre-tokeniser.
     pub pre: Option<String>,
-    /// `tokens`: the text of each id; its bytes as the printable characters of GPT-2.
+    /// `tokens`: the text of each id; its bytes as the printable characters of GPT-2, or SentencePiece's pieces.
     pub tokens: Vec<String>,
     /// `token_type`: one per token (1 normal, 3 control, 4 user-defined), or none at all.
     pub token_types: Vec<i32>,
+    /// `scores`: one per piece of SentencePiece's.
+    pub scores: Vec<f32>,
     /// `merges`: pairs `left right` in the order of their rank.
     pub merges: Vec<String>,
     /// `bos_token_id`.
@@ -37,8 +43,12 @@ pub struct GgufVocab {
     pub eos: Option<u32>,
     /// `eot_token_id` and `eom_token_id`: the end of a turn or message.
     pub end_of_turn: Vec<u32>,
+    /// `unknown_token_id`.
+    pub unknown: Option<u32>,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
+    /// `add_space_prefix`: whether SentencePiece puts a space before a text.
+    pub space_prefix: Option<bool>,
 }
 
 impl GgufVocab {
@@ -64,11 +74,14 @@ impl GgufVocab {
             pre: meta.text("tokenizer.ggml.pre")?.map(str::to_owned),
             tokens: texts("tokenizer.ggml.tokens")?,
             token_types: types.into_iter().map(|kind| i32::try_from(kind).unwrap_or(0)).collect(),
+            scores: meta.floats("tokenizer.ggml.scores")?.unwrap_or_default(),
             merges: texts("tokenizer.ggml.merges")?,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
             end_of_turn: id("eot_token_id")?.into_iter().chain(id("eom_token_id")?).collect(),
+            unknown: id("unknown_token_id")?,
             add_bos: meta.flag("tokenizer.ggml.add_bos_token")?,
+            space_prefix: meta.flag("tokenizer.ggml.add_space_prefix")?,
         }))
     }
 
@@ -87,13 +100,13 @@ impl GgufVocab {
         self.pre.as_deref().filter(|name| !name.is_empty()).unwrap_or("default")
     }
 
-    fn check(&self) -> Result<()> {
-        if self.model != "gpt2" {
+    pub(super) fn check(&self) -> Result<()> {
+        if !["gpt2", "llama", UNIGRAM].contains(&self.model.as_str()) {
             return Err(ModelError::Unsupported {
                 path: self.path.clone(),
                 what: "tokeniser".to_owned(),
                 found: self.model.clone(),
-                known: vec!["gpt2".to_owned()],
+                known: ["gpt2", "llama"].map(str::to_owned).to_vec(),
             });
         }
         let n = self.tokens.len();
@@ -104,7 +117,12 @@ impl GgufVocab {
             let found = format!("{} types", self.token_types.len());
             return Err(self.malformed("token_type", found, format!("one for each of the {n} tokens")));
         }
-        let ids = [("bos_token_id", self.bos), ("eos_token_id", self.eos)];
+        if self.model != "gpt2" && (self.scores.len() != n || self.scores.iter().any(|s| s.is_nan())) {
+            let found = format!("{} scores", self.scores.len());
+            return Err(self.malformed("scores", found, format!("a number for each of the {n} tokens")));
+        }
+        let ids =
+            [("bos_token_id", self.bos), ("eos_token_id", self.eos), ("unknown_token_id", self.unknown)];
         let ends = self.end_of_turn.iter().map(|&id| ("eot_token_id", Some(id)));
         for (key, id) in ids.into_iter().chain(ends) {
             if let Some(id) = id.filter(|&id| id as usize >= n) {
@@ -168,46 +186,120 @@ impl Tokenizer {
 
     /// A tokeniser from the vocabulary of a GGUF file.
     ///
-    /// Of tokens with the same text the last one is used for encoding; all of them decode.
+    /// Of byte-level tokens with the same text the last one is used for encoding, of SentencePiece's the first; all of
+    /// them decode.
     ///
     /// # Errors
-    /// Another kind of tokeniser than byte-level BPE, an unknown pre-tokeniser, ids outside the vocabulary, merges
-    /// whose halves or whole are no tokens.
+    /// Another kind of tokeniser than byte-level BPE or SentencePiece's BPE, an unknown pre-tokeniser, ids outside the
+    /// vocabulary, merges whose halves or whole are no tokens.
     pub fn from_vocab(vocab: GgufVocab) -> Result<Self> {
         vocab.check()?;
+        match vocab.model.as_str() {
+            "llama" => Self::sentencepiece(&vocab, Vec::new()),
+            _ => Self::byte_level(&vocab),
+        }
+    }
+
+    fn byte_level(vocab: &GgufVocab) -> Result<Self> {
         let pre = pretokenizer::named(vocab.pre()).ok_or_else(|| ModelError::Unsupported {
             path: vocab.path.clone(),
             what: "pre-tokeniser".to_owned(),
             found: vocab.pre().to_owned(),
             known: pretokenizer::names(),
         })?;
-
         let sha256 = digest(
             [vocab.model.as_str(), vocab.pre()]
                 .into_iter()
                 .chain(vocab.tokens.iter().map(String::as_str))
                 .chain(vocab.merges.iter().map(String::as_str)),
         );
-        let ends: Vec<u32> = vocab.eos.into_iter().chain(vocab.end_of_turn.iter().copied()).collect();
-        let mut control: Vec<bool> = (0..vocab.tokens.len()).map(|id| vocab.kind(id) == CONTROL).collect();
-        for &id in vocab.bos.iter().chain(&ends) {
-            control[id as usize] = true;
-        }
-        let cut_out = |id: usize| control[id] || vocab.kind(id) == USER_DEFINED;
-        let tokens = || vocab.tokens.iter().map(String::as_str).enumerate();
-        let added: Vec<AddedToken> = tokens()
-            .filter(|&(id, _)| cut_out(id))
-            .map(|(id, text)| AddedToken::from(text, control[id]).normalized(false))
-            .collect();
-        let pieces = Pieces::byte_level(tokens().map(|(id, text)| (text, cut_out(id))));
         let mut inner = tokenizers::Tokenizer::new(vocab.bpe(pre.ignore_merges)?);
         if pre.nfc {
-            inner.with_normalizer(Some(NFC)).map_err(|e| ModelError::Tokenize(e.to_string()))?;
+            inner.with_normalizer(Some(NFC)).map_err(failed)?;
         }
         inner.with_pre_tokenizer(Some(pre.build()));
-        inner.add_tokens(added).map_err(|e| ModelError::Tokenize(e.to_string()))?;
-
-        let add_bos = vocab.add_bos.unwrap_or(pre.add_bos) && vocab.bos.is_some();
-        Ok(Self::assemble(inner, pieces, vocab.bos, vocab.eos, ends, add_bos, sha256))
+        vocab.put_together(inner, pre.add_bos, sha256)
     }
+
+    /// A SentencePiece tokeniser. A text is changed by `normalizers`; then a space is put before it, where the
+    /// vocabulary wants that, and spaces become [`SPACE`].
+    pub(super) fn sentencepiece(vocab: &GgufVocab, mut normalizers: Vec<NormalizerWrapper>) -> Result<Self> {
+        let space_prefix = vocab.space_prefix.unwrap_or(true);
+        let unigram = vocab.model == UNIGRAM;
+        let mut inner = match unigram {
+            true => tokenizers::Tokenizer::new(vocab.unigram()?),
+            false => {
+                // The model only finds the ids of added tokens; `Bpe` makes all others.
+                let ids: Vocab = (0..).zip(&vocab.tokens).map(|(id, text)| (text.clone(), id)).collect();
+                let lookup = BpeBuilder::new().vocab_and_merges(ids, Vec::new()).build();
+                tokenizers::Tokenizer::new(lookup.map_err(failed)?)
+            }
+        };
+        if space_prefix {
+            normalizers.push(Prepend::new(SPACE.to_owned()).into());
+        }
+        normalizers.push(Replace::new(" ", SPACE).map_err(failed)?.into());
+        inner.with_normalizer(Some(normalizers::Sequence::new(normalizers))).map_err(failed)?;
+        let scores: Vec<u8> = vocab.scores.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let sha256 = digest(
+            [vocab.model.as_str(), if space_prefix { "space" } else { "" }, &hex(&Sha256::digest(&scores))]
+                .into_iter()
+                .chain(vocab.tokens.iter().map(String::as_str)),
+        );
+        let mut tokenizer = vocab.put_together(inner, true, sha256)?;
+        tokenizer.space_prefix = space_prefix;
+        if !unigram {
+            let kind = |id| if vocab.token_types.is_empty() { kind::NORMAL } else { vocab.kind(id) };
+            let bpe = Bpe::new(&vocab.tokens, vocab.scores.clone(), kind, vocab.unknown);
+            tokenizer.sentencepiece = Some(Arc::new(bpe));
+        }
+        Ok(tokenizer)
+    }
+}
+
+impl GgufVocab {
+    /// A tokeniser from its model: adds control and user-defined tokens, ends and the table of pieces.
+    fn put_together(
+        &self,
+        mut inner: tokenizers::Tokenizer,
+        add_bos: bool,
+        sha256: String,
+    ) -> Result<Tokenizer> {
+        let ends: Vec<u32> = self.eos.into_iter().chain(self.end_of_turn.iter().copied()).collect();
+        let mut control: Vec<bool> =
+            (0..self.tokens.len()).map(|id| self.kind(id) == kind::CONTROL).collect();
+        for &id in self.bos.iter().chain(&ends) {
+            control[id as usize] = true;
+        }
+        let cut_out = |id: usize| control[id] || self.kind(id) == kind::USER_DEFINED;
+        let tokens = || self.tokens.iter().map(String::as_str).enumerate();
+        let added: Vec<AddedToken> = tokens()
+            .filter(|&(id, text)| cut_out(id) && !text.is_empty())
+            .map(|(id, text)| AddedToken::from(text, control[id]).normalized(false))
+            .collect();
+        let texts = tokens().map(|(id, text)| (text, cut_out(id)));
+        let pieces = match self.model.as_str() {
+            "gpt2" => Pieces::byte_level(texts),
+            _ => Pieces::sentencepiece(texts),
+        };
+        inner.add_tokens(added).map_err(failed)?;
+        let add_bos = self.add_bos.unwrap_or(add_bos) && self.bos.is_some();
+        Ok(Tokenizer::assemble(inner, pieces, self.bos, self.eos, ends, add_bos, sha256))
+    }
+
+    /// SentencePiece's unigram model. Pieces that never come from text get a score that no path takes.
+    fn unigram(&self) -> Result<Unigram> {
+        let score = |id: usize| match self.kind(id) {
+            kind::NORMAL => f64::from(self.scores[id]),
+            _ => -1e6,
+        };
+        let pieces = self.tokens.iter().enumerate().map(|(id, text)| (text.clone(), score(id))).collect();
+        let has_bytes = (0..self.tokens.len()).any(|id| self.kind(id) == kind::BYTE);
+        let unknown = self.unknown.map(|id| id as usize);
+        Unigram::from(pieces, unknown, has_bytes).map_err(|e| ModelError::Tokenize(e.to_string()))
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> ModelError {
+    ModelError::Tokenize(error.to_string())
 }

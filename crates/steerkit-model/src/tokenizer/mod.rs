@@ -1,22 +1,25 @@
 //! Text to token ids and back, for GGUF vocabularies and Hugging Face `tokenizer.json` files.
 //!
-//! Encoding goes through the `tokenizers` crate. Decoding of byte-level vocabularies uses a table of bytes per id,
-//! so that a stream of tokens can be shown without ever cutting a character in two.
+//! Encoding goes through the `tokenizers` crate, but for SentencePiece's BPE, which is our own. Decoding uses a table of
+//! bytes per id where it can, so that a stream of tokens can be shown without ever cutting a character in two.
 
 mod folder;
 mod gguf;
 mod pretokenizer;
+mod sentencepiece;
+mod spm_file;
 mod stream;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 use tokenizers::tokenizer::{AddedVocabulary, Model, OffsetType, PreTokenizer};
 
 use crate::source::hex;
 use crate::{ModelError, Result};
+use sentencepiece::Bpe;
 
 pub use gguf::GgufVocab;
 pub use stream::DecodeStream;
@@ -55,6 +58,10 @@ pub struct Tokenizer {
     /// The added tokens with control tokens left in the text.
     added_as_text: AddedVocabulary,
     pieces: Pieces,
+    /// In place of the model of `inner`.
+    sentencepiece: Option<Arc<Bpe>>,
+    /// Whether encoding puts a space before a text, which decoding takes away.
+    space_prefix: bool,
     control: Vec<String>,
     bos: Option<u32>,
     eos: Option<u32>,
@@ -92,7 +99,20 @@ impl Tokenizer {
             let largest = decoder.keys().copied().max().map_or(0, |id| id as usize + 1);
             inner.get_vocab_size(true).max(largest)
         });
-        Self { inner, added_as_text, pieces, control, bos, eos, ends, add_bos, vocab_size, sha256 }
+        Self {
+            inner,
+            added_as_text,
+            pieces,
+            sentencepiece: None,
+            space_prefix: false,
+            control,
+            bos,
+            eos,
+            ends,
+            add_bos,
+            vocab_size,
+            sha256,
+        }
     }
 
     /// The ids of `text`; no BOS or EOS is added.
@@ -109,7 +129,11 @@ impl Tokenizer {
         if let Some(pre) = self.inner.get_pre_tokenizer() {
             pre.pre_tokenize(&mut words).map_err(failed)?;
         }
-        words.tokenize(|word| self.inner.get_model().tokenize(word.get())).map_err(failed)?;
+        let tokens = |word: &str| match &self.sentencepiece {
+            Some(bpe) => Ok(bpe.tokens(word)),
+            None => self.inner.get_model().tokenize(word),
+        };
+        words.tokenize(|word| tokens(word.get())).map_err(failed)?;
         Ok(words.into_encoding(None, 0, OffsetType::None).map_err(failed)?.get_ids().to_vec())
     }
 
@@ -161,8 +185,8 @@ impl Tokenizer {
         Some((from, to))
     }
 
-    /// The text of `ids`, control tokens included. Bytes that are no UTF-8, and ids outside the vocabulary, become
-    /// U+FFFD.
+    /// The text of `ids`, control tokens included, without the space that encoding puts before a text. Bytes that are
+    /// no UTF-8, and ids outside the vocabulary, become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.pieces {
             Pieces::Bytes { .. } => {
@@ -170,7 +194,8 @@ impl Tokenizer {
                 for &id in ids {
                     bytes.extend_from_slice(self.pieces.bytes(id).unwrap_or(stream::REPLACEMENT.as_bytes()));
                 }
-                String::from_utf8_lossy(&bytes).into_owned()
+                let prefix = usize::from(self.space_prefix && bytes.first() == Some(&b' '));
+                String::from_utf8_lossy(&bytes[prefix..]).into_owned()
             }
             Pieces::Decoder => {
                 self.inner.decode(ids, false).unwrap_or_else(|_| stream::REPLACEMENT.to_owned())
@@ -250,8 +275,7 @@ impl Pieces {
     /// A table from the texts of a byte-level vocabulary in the order of their ids; `raw` texts stand for themselves.
     fn byte_level<'a>(tokens: impl Iterator<Item = (&'a str, bool)>) -> Self {
         let alphabet = byte_of_char();
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
-        for (text, raw) in tokens {
+        Self::table(tokens, |(text, raw), bytes| {
             let start = bytes.len();
             let spelt = !raw
                 && text.chars().all(|c| match alphabet.get(c as usize) {
@@ -265,6 +289,23 @@ impl Pieces {
                 bytes.truncate(start);
                 bytes.extend_from_slice(text.as_bytes());
             }
+        })
+    }
+
+    /// A table from the pieces of a SentencePiece vocabulary in the order of their ids; `raw` ones stand for themselves.
+    fn sentencepiece<'a>(tokens: impl Iterator<Item = (&'a str, bool)>) -> Self {
+        Self::table(tokens, |(text, raw), bytes| match sentencepiece::byte_of(text) {
+            Some(byte) if !raw => bytes.push(byte),
+            _ if raw => bytes.extend_from_slice(text.as_bytes()),
+            _ => bytes.extend_from_slice(text.replace(sentencepiece::SPACE, " ").as_bytes()),
+        })
+    }
+
+    /// A table; `push` adds the bytes of one id.
+    fn table<T>(tokens: impl Iterator<Item = T>, push: impl Fn(T, &mut Vec<u8>)) -> Self {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for token in tokens {
+            push(token, &mut bytes);
             ends.push(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         }
         Self::Bytes { bytes, ends }

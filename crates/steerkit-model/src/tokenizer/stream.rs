@@ -11,6 +11,8 @@ pub struct DecodeStream<'t> {
     tokenizer: &'t Tokenizer,
     /// Bytes of a character that is not complete.
     pending: Vec<u8>,
+    /// Whether a space that comes now is the one before the text.
+    at_start: bool,
     /// For decoders that look at neighbouring tokens: the ids of the last text shown and those after it.
     ids: Vec<u32>,
     /// How many of `ids` have been shown.
@@ -19,7 +21,7 @@ pub struct DecodeStream<'t> {
 
 impl<'t> DecodeStream<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, pending: Vec::new(), ids: Vec::new(), shown: 0 }
+        Self { tokenizer, pending: Vec::new(), at_start: tokenizer.space_prefix, ids: Vec::new(), shown: 0 }
     }
 
     /// Takes the next token; gives the text that is now complete.
@@ -27,7 +29,9 @@ impl<'t> DecodeStream<'t> {
         match &self.tokenizer.pieces {
             Pieces::Bytes { .. } => {
                 let bytes = self.tokenizer.pieces.bytes(id).unwrap_or(REPLACEMENT.as_bytes());
-                self.pending.extend_from_slice(bytes);
+                let prefix = usize::from(self.at_start && bytes.first() == Some(&b' '));
+                self.at_start &= bytes.is_empty();
+                self.pending.extend_from_slice(&bytes[prefix..]);
                 let complete = complete_len(&self.pending);
                 let text = String::from_utf8_lossy(&self.pending[..complete]).into_owned();
                 self.pending.drain(..complete);

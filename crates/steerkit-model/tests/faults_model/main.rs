@@ -350,19 +350,20 @@ fn fault_12_config_json() {
     check("field \"rms_norm_eps\": found 0, expected a finite number above 0", "/rms_norm_eps", json!(0.0));
     check("field \"rms_norm_eps\"", "/rms_norm_eps", json!(1e-300));
     check("\"rope_parameters.rope_theta\": found -1", "/rope_parameters/rope_theta", json!(-1.0));
-    check(
-        "rope type \"yarn\" is not supported (supported: default, llama3)",
-        "/rope_parameters/rope_type",
-        json!("yarn"),
-    );
+    check("rope type \"spiral\" is not supported", "/rope_parameters/rope_type", json!("spiral"));
+    for kind in ["linear", "yarn"] {
+        check("\"rope_parameters.factor\": found nothing", "/rope_parameters/rope_type", json!(kind));
+    }
+    let longrope = "\"rope_parameters.short_factor\": found nothing, expected 8 numbers above 0";
+    check(longrope, "/rope_parameters/rope_type", json!("longrope"));
     check(
         "\"rope_parameters.low_freq_factor\": found nothing",
         "/rope_parameters/rope_type",
         json!("llama3"),
     );
     check("activation \"gelu\" is not supported (supported: silu)", "/hidden_act", json!("gelu"));
-    check("attention_bias \"true\" is not supported", "/attention_bias", json!(true));
-    check("mlp_bias \"true\" is not supported", "/mlp_bias", json!(true));
+    check("\"model.layers.0.self_attn.q_proj.bias\": found no such", "/attention_bias", json!(true));
+    check("\"model.layers.0.mlp.gate_proj.bias\": found no such tensor", "/mlp_bias", json!(true));
     check("model_type \"qwen9\" is not supported (supported: llama", "/model_type", json!("qwen9"));
     check("field \"model_type\": found no such field, expected llama", "/model_type", null());
     check("tensor \"lm_head.weight\": found other numbers", "/tie_word_embeddings", json!(true));
@@ -375,6 +376,23 @@ fn fault_12_config_json() {
     config["num_key_value_heads"] = json!(5);
     let expected = "\"num_attention_heads\": found 5, expected a divisor of the width 64";
     refused_folder("heads", &config.to_string(), &weights, &[expected]);
+    // What another family computes is refused by name where this one does not.
+    for (field, value) in [
+        ("sliding_window", json!(4096)),
+        ("attn_logit_softcapping", json!(50.0)),
+        ("query_pre_attn_scalar", json!(256)),
+        ("num_local_experts", json!(8)),
+        ("residual_multiplier", json!(0.22)),
+        ("partial_rotary_factor", json!(1.5)),
+        ("clip_qkv", json!(8.0)),
+    ] {
+        let mut config = valid.clone();
+        config[field] = value;
+        refused_folder(field, &config.to_string(), &weights, &[field]);
+    }
+    config = valid.clone();
+    config["rope_parameters"]["twist"] = json!(2);
+    refused_folder("twist", &config.to_string(), &weights, &["rope parameter \"twist\" is not supported"]);
     config = valid.clone();
     config["quantization_config"] = json!({"quant_method": "gptq"});
     refused_folder("gptq", &config.to_string(), &weights, &["quantization_config \"gptq\" is not supported"]);
@@ -399,7 +417,9 @@ fn fault_12_gguf_keys() {
         ("attention.head_count", 0, "found 0, expected 1 to"),
         ("attention.head_count_kv", 0, "found 0, expected 1 to"),
         ("attention.value_length", 8, "llama.attention.value_length \"8\" is not supported (supported: 16)"),
-        ("rope.dimension_count", 8, "llama.rope.dimension_count \"8\" is not supported"),
+        ("rope.dimension_count", 7, "found 7, expected an even number"),
+        ("rope.dimension_count", 32, "found 32, expected 1 to 16"),
+        ("attention.clamp_kqv", 8, "llama.attention.clamp_kqv \"8\" is not supported"),
         ("expert_count", 8, "llama.expert_count \"8\" is not supported"),
         ("vocab_size", 9, "\"llama.vocab_size\": found 9, expected 8, the rows"),
     ] {
@@ -411,14 +431,20 @@ fn fault_12_gguf_keys() {
     {
         refused_gguf(key, &[key, "expected a"], |p| p.set(&format!("llama.{key}"), f32v(x)));
     }
-    refused_gguf("yarn", &["rope scaling type \"yarn\" is not supported"], |p| {
+    refused_gguf("spiral", &["rope scaling type \"spiral\" is not supported"], |p| {
+        p.set("llama.rope.scaling.type", string("spiral"));
+    });
+    refused_gguf("yarn", &["key \"llama.rope.scaling.factor\": found no such key"], |p| {
         p.set("llama.rope.scaling.type", string("yarn"));
     });
     refused_gguf("split", &["key \"split.count\"", "llama-gguf-split --merge"], |p| {
         p.set("split.count", u32v(2));
     });
-    refused_gguf("bias", &["tensor \"blk.0.attn_q.bias\": found a tensor without a role"], |p| {
+    refused_gguf("bias", &["tensor \"blk.0.attn_k.bias\": found no such tensor"], |p| {
         p.add("blk.0.attn_q.bias", &[32], &[0.0; 32]);
+    });
+    refused_gguf("role", &["tensor \"blk.0.attn_sinks.weight\": found a tensor without a role"], |p| {
+        p.add("blk.0.attn_sinks.weight", &[32], &[0.0; 32]);
     });
     refused_gguf("divisors", &["tensor \"rope_freqs.weight\": found shape [4]"], |p| {
         p.add("rope_freqs.weight", &[4], &[1.0; 4]);
@@ -469,7 +495,7 @@ fn fault_16_a_loaded_model_does_not_need_its_file() {
     let m = load(&path).unwrap();
     fs::write(&path, b"").unwrap();
     let mut row = vec![0.0; 32];
-    m.weights.layers[0].down.expand_row(31, &mut row);
+    m.weights.layers[0].down.matrix.expand_row(31, &mut row);
     assert_eq!(row[31], (1023 % 7) as f32 - 3.0);
 }
 

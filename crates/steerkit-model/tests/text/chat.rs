@@ -30,6 +30,31 @@ fn golden_renderings_equal_transformers() {
     }
 }
 
+/// Templates of popular models with and without a system message (tests/data/make_popular_templates.py).
+#[test]
+fn golden_templates_of_popular_models() {
+    let cases: serde_json::Value =
+        serde_json::from_str(include_str!("../data/popular_templates.json")).unwrap();
+    let cases = cases.as_array().unwrap();
+    assert!(cases.len() >= 10);
+    let plain =
+        [("user", "Hi there "), ("assistant", "Hello!"), ("user", "Why?")].map(|(r, c)| Message::new(r, c));
+    for case in cases {
+        let model = case["model"].as_str().unwrap();
+        let template =
+            ChatTemplate::new(case["template"].as_str().unwrap(), Some("<s>"), Some("</s>")).unwrap();
+        let system = std::iter::once(Message::new("system", "Be brief.")).chain(plain.iter().cloned());
+        for (kind, messages) in [("system", system.collect::<Vec<_>>()), ("plain", plain.to_vec())] {
+            match (template.render(&messages, true), case[kind].as_str()) {
+                (Ok(text), Some(expected)) => assert_eq!(text, expected, "{model}, {kind}"),
+                (Err(_), None) => (),
+                (found, expected) => panic!("{model}, {kind}: found {found:?}, expected {expected:?}"),
+            }
+        }
+        assert_eq!(template.supports_system(), case["system"].is_string(), "{model}");
+    }
+}
+
 #[test]
 fn a_raising_template_says_its_reason_and_line() {
     let error = render("a\n{{ raise_exception('roles must alternate') }}").unwrap_err();

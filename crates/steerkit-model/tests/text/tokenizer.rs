@@ -1,10 +1,12 @@
 //! The tokeniser against the Hugging Face implementation, on SmolLM2's vocabulary, on small ones and on broken ones.
 
+use std::path::Path;
 use std::sync::OnceLock;
 
 use super::support::{self, ids};
 use proptest::prelude::*;
 use steerkit_model::ModelError;
+use steerkit_model::gguf::Gguf;
 use steerkit_model::tokenizer::{GgufVocab, Specials, Tokenizer};
 
 fn smollm2() -> Option<&'static Tokenizer> {
@@ -33,10 +35,8 @@ fn small(merges: &[&str]) -> GgufVocab {
         tokens,
         token_types,
         merges: merges.iter().map(|&merge| merge.to_owned()).collect(),
-        bos: None,
         eos: Some(0),
-        end_of_turn: Vec::new(),
-        add_bos: None,
+        ..GgufVocab::default()
     }
 }
 
@@ -157,8 +157,8 @@ fn other_tokenisers_are_refused_with_what_is_known() {
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("accepted"),
     };
-    let message = unsupported(GgufVocab { model: "llama".to_owned(), ..small(&[]) });
-    assert!(message.contains("tokeniser \"llama\"") && message.contains("gpt2"), "{message}");
+    let message = unsupported(GgufVocab { model: "bert".to_owned(), ..small(&[]) });
+    assert!(message.contains("tokeniser \"bert\"") && message.contains("gpt2"), "{message}");
     let message = unsupported(GgufVocab { pre: Some("martian".to_owned()), ..small(&[]) });
     assert!(message.contains("\"martian\"") && message.contains("smollm"), "{message}");
 }
@@ -198,5 +198,132 @@ proptest! {
             let specials = if parse { Specials::Parse } else { Specials::AsText };
             prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text, specials).unwrap()), text);
         }
+    }
+}
+
+/// Texts with the ids that an independent tokeniser gives them, beside a `tokenizer.model` or a `vocab.gguf`.
+fn same_ids(folder: &Path) {
+    let vocab = folder.join("vocab.gguf");
+    let tokenizer = match vocab.exists() {
+        true => Tokenizer::from_gguf(&Gguf::open(&vocab).unwrap()).unwrap().unwrap(),
+        false => Tokenizer::from_folder(folder).unwrap(),
+    };
+    let cases = std::fs::read_to_string(folder.join("cases.json")).unwrap();
+    let cases: serde_json::Value = serde_json::from_str(&cases).unwrap();
+    let cases = cases.as_array().unwrap();
+    assert!(cases.len() >= 250);
+    let mut different = Vec::new();
+    for case in cases {
+        let text = case["text"].as_str().unwrap();
+        let found = tokenizer.encode(text, Specials::AsText).unwrap();
+        if found != ids(&case["ids"]) {
+            different.push((text, found, ids(&case["ids"])));
+        }
+        let mut stream = tokenizer.decode_stream();
+        let mut shown: String = ids(&case["ids"]).iter().filter_map(|&id| stream.push(id)).collect();
+        shown.extend(stream.finish());
+        assert_eq!(shown, tokenizer.decode(&ids(&case["ids"])), "{text:?}");
+    }
+    println!("{}: {} texts, {} differ", folder.display(), cases.len(), different.len());
+    assert!(different.is_empty(), "{}: {:?}", folder.display(), &different[..different.len().min(5)]);
+}
+
+/// Small vocabularies trained and read by the sentencepiece package (tests/slow/vocabularies.py --small).
+#[test]
+fn golden_ids_equal_sentencepiece() {
+    for kind in ["bpe", "unigram"] {
+        same_ids(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sentencepiece").join(kind));
+    }
+}
+
+/// The vocabularies that tests/slow/vocabularies.py wrote to the folder `STEERKIT_TOKENISERS`.
+#[test]
+fn golden_tokenisers_of_packages() {
+    let Some(folder) = std::env::var_os("STEERKIT_TOKENISERS") else {
+        println!("left out: golden_tokenisers_of_packages (STEERKIT_TOKENISERS names no folder)");
+        return;
+    };
+    for entry in std::fs::read_dir(folder).unwrap() {
+        same_ids(&entry.unwrap().path());
+    }
+}
+
+/// A SentencePiece vocabulary in a GGUF file's keys: bytes, then pieces.
+fn pieces() -> GgufVocab {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    tokens.extend(["\u{2581}", "a", "b", "ab", "\u{2581}a", "\n\n"].map(str::to_owned));
+    let kinds = |id| match id {
+        0 => 2,
+        1 | 2 => 3,
+        3..=258 => 6,
+        264 => 4,
+        _ => 1,
+    };
+    GgufVocab {
+        path: "small.gguf".into(),
+        model: "llama".to_owned(),
+        token_types: (0..tokens.len()).map(kinds).collect(),
+        scores: (0..tokens.len()).map(|id| -(id as f32)).collect(),
+        tokens,
+        bos: Some(1),
+        eos: Some(2),
+        unknown: Some(0),
+        ..GgufVocab::default()
+    }
+}
+
+#[test]
+fn sentencepiece_of_gguf_files() {
+    let encode = |t: &Tokenizer, text: &str| t.encode(text, Specials::Parse).unwrap();
+    let t = Tokenizer::from_vocab(pieces()).unwrap();
+    assert!(t.add_bos());
+    // A space comes before the text and after each control token.
+    assert_eq!(encode(&t, "ab"), [259, 262]);
+    assert_eq!(encode(&t, "b</s>a"), [259, 261, 2, 263]);
+    assert_eq!(encode(&t, "é\n\nb"), [259, 3 + 0xC3, 3 + 0xA9, 264, 259, 261]);
+    assert_eq!(t.encode("</s>", Specials::AsText).unwrap().len(), 5);
+    assert_eq!(t.decode(&encode(&t, "a é b")), "a é b");
+    assert_eq!(t.decode(&encode(&t, " a")), " a");
+    let t = Tokenizer::from_vocab(GgufVocab { space_prefix: Some(false), ..pieces() }).unwrap();
+    assert_eq!(encode(&t, "ab a"), [262, 263]);
+    assert_eq!(t.decode(&[263, 262]), " aab");
+}
+
+#[test]
+fn fault_13_sentencepiece_vocabularies() {
+    let refused = |vocab: GgufVocab, part: &str| {
+        let error = Tokenizer::from_vocab(vocab).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    refused(GgufVocab { scores: vec![0.0; 3], ..pieces() }, "scores: found 3 scores");
+    refused(GgufVocab { scores: vec![f32::NAN; pieces().tokens.len()], ..pieces() }, "scores");
+    refused(GgufVocab { unknown: Some(1000), ..pieces() }, "unknown_token_id");
+}
+
+#[test]
+fn fault_13_broken_sentencepiece_files() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sentencepiece/bpe");
+    let whole = std::fs::read(folder.join("tokenizer.model")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let read = |bytes: &[u8]| {
+        std::fs::write(dir.path().join("tokenizer.model"), bytes).unwrap();
+        Tokenizer::from_folder(dir.path()).map(drop)
+    };
+    assert!(read(&whole).is_ok());
+    for bytes in [
+        &b""[..],
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"\xff\xff\xff",
+        b"version https://git-lfs",
+    ] {
+        assert!(read(bytes).is_err(), "{bytes:?}");
+    }
+    // Cut or changed anywhere: an answer, and no panic.
+    for at in (0..whole.len()).step_by(97) {
+        let _ = read(&whole[..at]);
+        let mut changed = whole.clone();
+        changed[at] ^= 0x55;
+        let _ = read(&changed);
     }
 }

@@ -25,6 +25,9 @@ pub struct Recipe {
     pub preset: Preset,
     /// A model file, a folder, or the name of a pulled model.
     pub model: String,
+    /// LoRA adapters on the model, each `PATH` or `PATH=WEIGHT`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lora: Vec<String>,
     /// The run's folder.
     pub out: PathBuf,
     /// What is trained.

@@ -72,7 +72,7 @@ pub(crate) fn available() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steerkit_model::config::{Rope, RopePairing, RopeScaling};
+    use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
 
     /// Fault 37: a run that cannot fit is refused, with a number of rows where one would.
     #[test]
@@ -90,6 +90,7 @@ mod tests {
             context: 2048,
             norm_eps: 1e-5,
             rope,
+            features: Features::default(),
         };
         let steps = vec![vec![(80, 40); 16], vec![(200, 100); 2]];
         let footprint = Footprint { config: &config, layer: 15, cached: 100_000_000, steps };
