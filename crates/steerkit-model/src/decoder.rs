@@ -2,7 +2,7 @@
 //! log-probabilities with respect to the residual stream. One text for every family and every backend.
 
 use crate::backend::Backend;
-use crate::edit::{Edit, EditOp};
+use crate::edit::EditOp;
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
 use crate::weights::{LayerWeights, Weights};
 use crate::{DecoderConfig, Pack, Result};
@@ -94,10 +94,20 @@ impl<B: Backend> Engine for Decoder<B> {
     }
 
     fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
+        Ok(self.residuals(pack, &[layer])?.remove(0))
+    }
+
+    fn residuals(&self, pack: &Pack, layers: &[usize]) -> Result<Vec<Vec<f32>>> {
         let context = self.context(pack)?;
         let mut x = self.backend.embed(&self.embed, &pack.tokens)?;
-        self.blocks(0..layer + 1, &mut x, &context, None)?;
-        self.backend.download(&x)
+        let mut done = 0;
+        let mut all = Vec::with_capacity(layers.len());
+        for &layer in layers {
+            self.blocks(done..layer + 1, &mut x, &context, None)?;
+            done = layer + 1;
+            all.push(self.backend.download(&x)?);
+        }
+        Ok(all)
     }
 
     fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
@@ -148,7 +158,7 @@ impl<B: Backend> Engine for Decoder<B> {
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, self.heads, &mut texts);
             self.block(layer, &mut x, &angles, false, attend)?;
             for (run, rows) in runs.iter().zip(&rows) {
-                self.edit(&mut x, rows.clone(), run.edits, l)?;
+                self.edit(&mut x, rows.clone(), run, l)?;
             }
         }
         for run in runs.iter_mut() {
@@ -188,10 +198,16 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, edits: &[Edit], layer: usize) -> Result<()> {
-        for edit in edits.iter().filter(|e| e.layer == layer) {
-            match &edit.op {
-                EditOp::Add(v) => self.backend.add_to_rows(x, rows.clone(), v)?,
+    /// Edits the new rows of one text, where its edits act.
+    fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, run: &CachedRun<'_>, layer: usize) -> Result<()> {
+        let first = run.cache.len;
+        for edit in run.edits.iter().filter(|e| e.layer == layer) {
+            for at in edit.positions.within(first..first + rows.len()) {
+                let rows = rows.start + at.start - first..rows.start + at.end - first;
+                match &edit.op {
+                    EditOp::Add(v) => self.backend.add_to_rows(x, rows, v)?,
+                    EditOp::Along { unit_d, shift } => self.backend.shift_rows(x, rows, unit_d, *shift)?,
+                }
             }
         }
         Ok(())

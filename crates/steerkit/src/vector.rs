@@ -16,6 +16,7 @@ use steerkit_model::{ModelError, ModelIdentity};
 
 use crate::error::malformed;
 use crate::files::{sha256, write_atomic};
+use crate::scope::TokenScope;
 use crate::{Result, SteerError};
 
 /// Largest file that is read: no vector with its provenance comes near it.
@@ -51,8 +52,8 @@ pub struct Provenance {
     pub method: String,
     /// The objective and its hyperparameters.
     pub objective: Map<String, Value>,
-    /// The positions it acts on.
-    pub token_scope: String,
+    /// The tokens it acts on.
+    pub token_scope: TokenScope,
     /// The model it was made with.
     pub base_model: Option<ModelIdentity>,
     /// The system prompt of training; `None` if there was none.
@@ -67,6 +68,8 @@ pub struct Provenance {
     pub steps: Option<u64>,
     /// Median norm of the residual stream after block `layer` over the training texts, position 0 excluded.
     pub residual_norm: Option<f32>,
+    /// The multiplier that counts as a unit dose, where that was measured.
+    pub calibration: Option<Calibration>,
     /// What training measured.
     pub metrics: Map<String, Value>,
     /// The steerkit that made it.
@@ -81,7 +84,7 @@ impl Default for Provenance {
             behaviour: None,
             method: "unknown".into(),
             objective: Map::new(),
-            token_scope: "all".into(),
+            token_scope: TokenScope::All,
             base_model: None,
             system_prompt: None,
             chat_template_sha256: None,
@@ -89,10 +92,24 @@ impl Default for Provenance {
             seed: None,
             steps: None,
             residual_norm: None,
+            calibration: None,
             metrics: Map::new(),
             steerkit_version: String::new(),
         }
     }
+}
+
+/// The multiplier at which a vector disturbs its model by a set amount, so that vectors of different methods compare.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// The multiplier.
+    pub multiplier: f32,
+    /// The 95th percentile over tokens of KL(steered || plain) there, in nats.
+    pub kl: f32,
+    /// Prompts that were answered.
+    pub prompts: usize,
+    /// Greedy tokens per answer at most.
+    pub tokens: usize,
 }
 
 /// Which rows of which file were trained on.

@@ -105,7 +105,7 @@ fn facts(summary: &VectorSummary) -> Vec<(&'static str, String)> {
         ("norm", format!("{}{dose}", number(summary.norm.into()))),
         ("largest number", number(summary.max_abs.into())),
         ("method", made.method.clone()),
-        ("tokens", made.token_scope.clone()),
+        ("tokens", made.token_scope.to_string()),
     ];
     let mut push = |what, value: Option<String>| facts.extend(value.map(|value| (what, value)));
     push("behaviour", made.behaviour.clone());

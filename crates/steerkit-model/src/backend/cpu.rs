@@ -3,6 +3,7 @@
 use super::Backend;
 use crate::Result;
 use crate::config::{Rope, RopePairing};
+use crate::edit::Shift;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use steerkit_kernels::attention::{self, CachedText, Heads, Run};
@@ -276,6 +277,13 @@ impl Backend for Cpu {
 
     fn add_to_rows(&self, x: &mut Tensor, rows: Range<usize>, v: &[f32]) -> Result<()> {
         rows::add_to_rows(&mut x.data[rows.start * x.width..rows.end * x.width], v);
+        Ok(())
+    }
+
+    fn shift_rows(&self, x: &mut Tensor, rows: Range<usize>, unit_d: &[f32], shift: Shift) -> Result<()> {
+        for row_d in x.data[rows.start * x.width..rows.end * x.width].chunks_exact_mut(unit_d.len()) {
+            shift.apply(row_d, unit_d);
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ mod tests;
 
 use crate::Result;
 use crate::config::Rope;
+use crate::edit::Shift;
 use std::ops::Range;
 use steerkit_kernels::attention::{Heads, Run};
 use steerkit_kernels::rope::Turn;
@@ -96,6 +97,14 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
     /// Adds `v` `[d]` to some rows.
     fn add_to_rows(&self, x: &mut Self::Tensor, rows: Range<usize>, v: &[f32]) -> Result<()>;
+    /// Moves some rows along the unit vector `unit_d`.
+    fn shift_rows(
+        &self,
+        x: &mut Self::Tensor,
+        rows: Range<usize>,
+        unit_d: &[f32],
+        shift: Shift,
+    ) -> Result<()>;
 
     /// `log softmax(logits)[target]` per row.
     fn log_probs(&self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>>;

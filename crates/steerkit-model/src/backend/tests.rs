@@ -2,6 +2,7 @@
 
 use super::{Backend, cpu::Cpu, device::Device};
 use crate::config::{Rope, RopePairing, RopeScaling};
+use crate::edit::Shift;
 use crate::engine::CandleDevice;
 use crate::{ErrorKind, ModelError, Result};
 use rand::{Rng, SeedableRng};
@@ -178,6 +179,21 @@ mod operations {
         for rows in [0..t, 0..1, 2..5, 5..t] {
             b.add_to_rows(&mut x, rows, &noise(3, d))?;
             results.push(("add_to_rows", b.download(&x)?));
+        }
+        let unit: Vec<f32> = (0..d)
+            .map(|i| {
+                if i == 3 {
+                    0.6
+                } else if i == 7 {
+                    -0.8
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        for rows in [0..t, 2..5, 5..t] {
+            b.shift_rows(&mut x, rows, &unit, Shift::OneSided { strength: 0.5, bias: 0.1 })?;
+            results.push(("shift_rows", b.download(&x)?));
         }
         Ok(results)
     }

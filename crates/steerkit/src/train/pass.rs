@@ -4,9 +4,9 @@ use super::{
     cache::PairCache,
     observer::{Halt, check},
 };
-use crate::objective::{Direction, Objective, PairLogps};
+use crate::objective::{Direction, Objective, PairFacts, PairLogps, View};
 use std::{ops::Range, sync::atomic::AtomicBool};
-use steerkit_model::{Keep, Model, Pack, pack::PairSpan};
+use steerkit_model::{Keep, Model, Pack, Positions, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,12 @@ impl TokenPair {
     /// Rows of the pair in a pack.
     pub fn rows(&self) -> usize {
         (self.prompt.len() + self.chosen.len() + self.rejected.len()).saturating_sub(2)
+    }
+
+    /// Position in its text of each row of the pair in a pack.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = usize> {
+        let ends = [&self.chosen, &self.rejected].map(|r| self.prompt.len() + r.len() - 1);
+        (0..ends[0]).chain(self.prompt.len()..ends[1])
     }
 
     /// Tokens of the prompt with the longer response.
@@ -66,6 +72,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) model: &'a Model,
     pub(crate) layer: usize,
     pub(crate) pairs: Vec<TokenPair>,
+    /// Where the vector acts on each pair.
+    pub(crate) scopes: Vec<Positions>,
     pub(crate) cache: PairCache,
     pub(crate) micro_batch_rows: usize,
 }
@@ -94,21 +102,22 @@ impl Prepared<'_> {
         let mut all = Vec::with_capacity(items.len());
         for run in micro_batches(items.iter().map(|i| self.pairs[i.0].rows()), self.micro_batch_rows) {
             check(cancel)?;
-            let (pack, spans, h_td) = self.steered(&items[run], v)?;
+            let items: Vec<_> = items[run].iter().map(|&(i, scale)| (i, View::Added(scale))).collect();
+            let (pack, spans, h_td) = self.steered(&items, v)?;
             let scores = self.model.score_from(self.layer, &h_td, &pack, Keep::Nothing)?;
             all.extend(spans.iter().map(|span| pair_logps(scores.logps(), span)));
         }
         Ok(all)
     }
 
-    /// Mean loss of `batch` and its gradient with respect to `v`.
+    /// Mean loss of `batch` and its gradient with respect to `v`; `factors` are those of the batch's pairs.
     ///
-    /// With `h + d·v` in every row, d loss / d v is `d` times the sum over the pair's rows of d loss / d h. Rows
-    /// are summed in order for each pair, then pairs in the order of the batch, all in f64: how the batch is cut
-    /// into micro-batches does not change a bit.
+    /// Rows are summed in order for each run of a pair, then runs and pairs in the order of the batch, all in f64: how
+    /// the batch is cut into micro-batches does not change a bit.
     pub(crate) fn gradient(
         &self,
         batch: &[(usize, Direction)],
+        factors: &[f32],
         v: &[f32],
         objective: &Objective,
         cancel: &AtomicBool,
@@ -116,33 +125,41 @@ impl Prepared<'_> {
         let d = v.len();
         let (mut loss, mut margin, mut right) = (0.0, 0.0, 0usize);
         let mut grad = vec![0f64; d];
-        let rows = batch.iter().map(|item| self.pairs[item.0].rows());
+        let views: Vec<Vec<View>> =
+            batch.iter().zip(factors).map(|(item, &factor)| objective.views(item.1, factor)).collect();
+        let rows = batch.iter().zip(&views).map(|(item, views)| self.pairs[item.0].rows() * views.len());
         for run in micro_batches(rows, self.micro_batch_rows) {
             check(cancel)?;
-            let batch = &batch[run];
-            let items: Vec<_> = batch.iter().map(|&(i, direction)| (i, direction.sign())).collect();
+            let (batch, views) = (&batch[run.clone()], &views[run]);
+            let items: Vec<_> = batch
+                .iter()
+                .zip(views)
+                .flat_map(|(item, views)| views.iter().map(|&v| (item.0, v)))
+                .collect();
             let (pack, spans, h_td) = self.steered(&items, v)?;
             let scores = self.model.score_from(self.layer, &h_td, &pack, Keep::ForVjp)?;
             let mut coef = vec![0f32; scores.logps().len()];
-            for (&(i, direction), span) in batch.iter().zip(&spans) {
-                let (policy, reference) = (pair_logps(scores.logps(), span), self.cache.reference(i));
-                let pair = objective.loss(policy, reference, direction);
-                coef[span.chosen.clone()].fill(pair.d_chosen as f32);
-                coef[span.rejected.clone()].fill(pair.d_rejected as f32);
-                let toward = f64::from(direction.sign()) * policy.relative_to(reference).margin();
-                loss += pair.loss;
+            let mut of_pair = spans.as_slice();
+            for (&(i, direction), views) in batch.iter().zip(views) {
+                let (spans, rest) = of_pair.split_at(views.len());
+                of_pair = rest;
+                let seen: Vec<PairLogps> =
+                    spans.iter().map(|span| pair_logps(scores.logps(), span)).collect();
+                let losses = objective.losses(&seen, &self.facts(i), direction);
+                for (span, own) in spans.iter().zip(&losses) {
+                    coef[span.chosen.clone()].fill(own.d_chosen as f32);
+                    coef[span.rejected.clone()].fill(own.d_rejected as f32);
+                    loss += own.loss;
+                }
+                let relative = seen[0].relative_to(self.cache.reference(i));
+                let toward = f64::from(direction.sign()) * relative.margin();
                 margin += toward;
                 right += usize::from(toward > 0.0);
             }
             drop(h_td);
             let dh_td = scores.vjp(&coef)?;
-            for ((_, direction), span) in batch.iter().zip(&spans) {
-                let mut sum = vec![0f64; d];
-                for row in dh_td[span.rows.start * d..span.rows.end * d].chunks_exact(d) {
-                    sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
-                }
-                let sign = f64::from(direction.sign());
-                grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += sign * s);
+            for (&(i, view), span) in items.iter().zip(&spans) {
+                self.add_gradient(i, view, v, &dh_td[span.rows.start * d..span.rows.end * d], &mut grad)?;
             }
         }
         let n = batch.len() as f64;
@@ -150,21 +167,94 @@ impl Prepared<'_> {
         Ok(BatchGradient { loss: loss / n, margin: margin / n, accuracy: right as f64 / n, grad })
     }
 
-    /// The packed pairs and their residual stream with `scale · v` added to every row.
-    fn steered(&self, items: &[(usize, f32)], v: &[f32]) -> Result<(Pack, Vec<PairSpan>, Vec<f32>), Halt> {
+    /// What an objective knows of pair `i` before it is steered.
+    fn facts(&self, i: usize) -> PairFacts {
+        let pair = &self.pairs[i];
+        PairFacts {
+            reference: self.cache.reference(i),
+            prompt_tokens: pair.prompt.len(),
+            chosen_tokens: pair.chosen.len(),
+            rejected_tokens: pair.rejected.len(),
+        }
+    }
+
+    /// Adds d loss / d v of one run to `grad`, from the gradient `g` of each edited row.
+    ///
+    /// `h + s·v` gives `s·Σ g`. With `p = v·h`, `h - max(p, 0)/|v|²·v` gives, where `p > 0`,
+    /// `-(g·v/|v|²)·h - (p/|v|²)·g + 2p(g·v)/|v|⁴·v`.
+    fn add_gradient(
+        &self,
+        i: usize,
+        view: View,
+        v: &[f32],
+        dh_td: &[f32],
+        grad: &mut [f64],
+    ) -> Result<(), Halt> {
+        let d = v.len();
+        let mut sum = vec![0f64; d];
+        let rows = dh_td.chunks_exact(d).zip(self.pairs[i].positions()).enumerate();
+        let rows = rows.filter(|(_, (_, at))| self.scopes[i].contains(*at));
+        match view {
+            View::Added(scale) => {
+                for (_, (row, _)) in rows {
+                    sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
+                }
+                sum.iter_mut().for_each(|s| *s *= f64::from(scale));
+            }
+            View::Nulled => {
+                let square = dot(v, v);
+                if square == 0.0 {
+                    return Ok(());
+                }
+                let mut h_td = vec![0f32; dh_td.len()];
+                self.cache.read(i, &mut h_td)?;
+                for (row, (g, _)) in rows {
+                    let h = &h_td[row * d..(row + 1) * d];
+                    let (p, along) = (dot(v, h), dot(g, v));
+                    if p > 0.0 {
+                        for (((s, &h), &g), &v) in sum.iter_mut().zip(h).zip(g).zip(v) {
+                            let (h, g, v) = (f64::from(h), f64::from(g), f64::from(v));
+                            *s += (2.0 * p * along / square * v - along * h - p * g) / square;
+                        }
+                    }
+                }
+            }
+        }
+        grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += s);
+        Ok(())
+    }
+
+    /// The packed runs and their residual stream, edited where the scope lets them be.
+    fn steered(&self, items: &[(usize, View)], v: &[f32]) -> Result<(Pack, Vec<PairSpan>, Vec<f32>), Halt> {
         let d = v.len();
         let (pack, spans) = pack(items.iter().map(|item| &self.pairs[item.0]));
         let mut h_td = vec![0f32; pack.len() * d];
-        for (&(i, scale), span) in items.iter().zip(&spans) {
+        for (&(i, view), span) in items.iter().zip(&spans) {
             let h_td = &mut h_td[span.rows.start * d..span.rows.end * d];
             self.cache.read(i, h_td)?;
-            let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
-            for row in h_td.chunks_exact_mut(d) {
-                row.iter_mut().zip(&edit).for_each(|(h, e)| *h += e);
+            let rows = h_td.chunks_exact_mut(d).zip(self.pairs[i].positions());
+            let rows = rows.filter(|(_, at)| self.scopes[i].contains(*at)).map(|(row, _)| row);
+            match view {
+                View::Added(scale) => {
+                    let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
+                    rows.for_each(|row| row.iter_mut().zip(&edit).for_each(|(h, e)| *h += e));
+                }
+                View::Nulled => {
+                    let square = dot(v, v).max(f64::MIN_POSITIVE);
+                    for row in rows {
+                        let share = (dot(v, row).max(0.0) / square) as f32;
+                        row.iter_mut().zip(v).for_each(|(h, v)| *h -= share * v);
+                    }
+                }
             }
         }
         Ok((pack, spans, h_td))
     }
+}
+
+/// The product, summed in f64, in order.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
 #[cfg(test)]
