@@ -34,6 +34,7 @@
 //! }
 //! ```
 
+pub mod algebra;
 pub mod bench;
 mod checksum;
 pub mod data;
@@ -42,6 +43,7 @@ pub mod error;
 pub mod eval;
 pub mod extract;
 pub mod files;
+pub mod interop;
 pub mod metrics;
 pub mod objective;
 pub mod operator;
