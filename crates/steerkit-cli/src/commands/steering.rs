@@ -1,9 +1,10 @@
 //! What `generate`, `chat` and `demo` share: opening a model, and vectors with their multipliers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
+use steerkit::interop::{self, ImportOptions};
 use steerkit::plan::{PlanEntry, PlanWarning};
 use steerkit::{Operator, PromptShape, SteeringPlan, SteeringVector, TokenScope};
 use steerkit_model::prompting::{DEFAULT_SYSTEM, Prompting};
@@ -51,7 +52,7 @@ impl Applied {
     /// Reads the vector that `spec` names, to be applied as the options say.
     pub(crate) fn load(spec: &SteerSpec, args: &PromptArgs) -> Outcome<Self> {
         let path = vector::find(&spec.vector)?;
-        let vector = Arc::new(SteeringVector::load(&path)?);
+        let vector = Arc::new(one_layer(&path)?);
         let unit = match (args.calibrated, &vector.provenance.calibration) {
             (false, _) => 1.0,
             (true, Some(calibration)) => f64::from(calibration.multiplier),
@@ -79,6 +80,16 @@ impl Applied {
             operator: self.operator,
             scope: self.scope,
         }
+    }
+}
+
+/// The vector of a file of any kind that holds one layer.
+pub(crate) fn one_layer(path: &Path) -> Outcome<SteeringVector> {
+    let mut vectors = interop::import(path, &ImportOptions::default())?.vectors;
+    match vectors.len() {
+        1 => Ok(vectors.remove(0)),
+        n => Err(Failure::input(format_args!("{}: found {n} layers, expected one", path.display()))
+            .hint("choose one: steerkit vector convert FILE OUT.safetensors --layer N")),
     }
 }
 
