@@ -3,7 +3,7 @@
 
 use crate::backend::Backend;
 use crate::config::Rope;
-use crate::edit::{Edit, EditOp};
+use crate::edit::EditOp;
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
 use crate::twins::Twins;
 use crate::weights::{LayerWeights, Linear, Weights};
@@ -167,10 +167,20 @@ impl<B: Backend> Engine for Decoder<B> {
     }
 
     fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>> {
+        Ok(self.residuals(pack, &[layer])?.remove(0))
+    }
+
+    fn residuals(&self, pack: &Pack, layers: &[usize]) -> Result<Vec<Vec<f32>>> {
         let context = self.context(pack)?;
         let mut x = self.embed(&pack.tokens)?;
-        self.blocks(0..layer + 1, &mut x, &context)?;
-        self.backend.download(&x)
+        let mut done = 0;
+        let mut all = Vec::with_capacity(layers.len());
+        for &layer in layers {
+            self.blocks(done..layer + 1, &mut x, &context)?;
+            done = layer + 1;
+            all.push(self.backend.download(&x)?);
+        }
+        Ok(all)
     }
 
     fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
@@ -226,7 +236,7 @@ impl<B: Backend> Engine for Decoder<B> {
             }
             for (run, rows) in runs.iter().zip(&rows) {
                 if let Some(rows) = rows {
-                    self.edit(&mut x, rows.clone(), run.edits, l)?;
+                    self.edit(&mut x, rows.clone(), run, l)?;
                 }
             }
         }
@@ -315,10 +325,16 @@ impl<B: Backend> Decoder<B> {
         Ok((logits, rstd))
     }
 
-    fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, edits: &[Edit], layer: usize) -> Result<()> {
-        for edit in edits.iter().filter(|e| e.layer == layer) {
-            match &edit.op {
-                EditOp::Add(v) => self.backend.add_to_rows(x, rows.clone(), v)?,
+    /// Edits the new rows of one text, where its edits act.
+    fn edit(&self, x: &mut B::Tensor, rows: Range<usize>, run: &CachedRun<'_>, layer: usize) -> Result<()> {
+        let first = run.cache.len();
+        for edit in run.edits.iter().filter(|e| e.layer == layer) {
+            for at in edit.positions.within(first..first + rows.len()) {
+                let rows = rows.start + at.start - first..rows.start + at.end - first;
+                match &edit.op {
+                    EditOp::Add(v) => self.backend.add_to_rows(x, rows, v)?,
+                    EditOp::Along { unit_d, shift } => self.backend.shift_rows(x, rows, unit_d, *shift)?,
+                }
             }
         }
         Ok(())

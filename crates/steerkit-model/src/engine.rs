@@ -36,6 +36,9 @@ pub(crate) trait Engine: Send + Sync {
     /// The residual stream after block `layer`, `[t, d]`.
     fn residual(&self, pack: &Pack, layer: usize) -> Result<Vec<f32>>;
 
+    /// The residual streams after each of `layers` (ascending), from one pass, `[t, d]` each.
+    fn residuals(&self, pack: &Pack, layers: &[usize]) -> Result<Vec<Vec<f32>>>;
+
     /// Log-probabilities of the pack's scored tokens, from its tokens up.
     fn score(&self, pack: &Pack) -> Result<Vec<f32>>;
 

@@ -29,7 +29,7 @@ pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
-pub use edit::{Edit, EditOp};
+pub use edit::{Edit, EditOp, Positions, Shift};
 #[cfg(feature = "device")]
 pub use engine::CandleDevice;
 pub use engine::DeviceChoice;

@@ -1,7 +1,7 @@
 //! A model on the machine it runs on: the one type that everything above the decoder uses.
 
 use crate::chat::ChatTemplate;
-use crate::edit::{Edit, EditOp};
+use crate::edit::Edit;
 use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
 use crate::lora::{self, LoraChoice, LoraMode};
@@ -164,6 +164,19 @@ impl Model {
         Ok(h)
     }
 
+    /// The unsteered residual streams after each of `layers` from one pass, `[t, d]` each.
+    ///
+    /// # Panics
+    /// When `layers` are not ascending.
+    pub fn residuals(&self, pack: &Pack, layers: &[usize]) -> Result<Vec<Vec<f32>>> {
+        assert!(layers.is_sorted_by(|a, b| a < b), "layers ascend");
+        layers.iter().try_for_each(|&layer| self.check_layer(layer))?;
+        self.check_pack(pack)?;
+        let all = self.decoder.residuals(pack, layers)?;
+        all.iter().try_for_each(|h| self.check_finite("residual stream", h))?;
+        Ok(all)
+    }
+
     /// Log-probabilities of the pack's scored tokens under the plain model.
     pub fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
         self.check_pack(pack)?;
@@ -195,12 +208,11 @@ impl Model {
     pub fn new_sequence(&self, edits: Vec<Edit>) -> Result<Sequence> {
         for edit in &edits {
             self.check_layer(edit.layer)?;
-            match &edit.op {
-                EditOp::Add(v) if v.len() != self.config().d_model => {
-                    return Err(ModelError::Width { found: v.len(), d_model: self.config().d_model });
-                }
-                EditOp::Add(v) => check_numbers("steering vector", v)?,
+            let (v, d_model) = (edit.op.direction(), self.config().d_model);
+            if v.len() != d_model {
+                return Err(ModelError::Width { found: v.len(), d_model });
             }
+            check_numbers("steering vector", v)?;
         }
         Ok(Sequence { cache: self.decoder.new_cache(), edits })
     }

@@ -82,7 +82,7 @@ mod tests {
     use crate::engine::KvCache;
 
     fn add(layer: usize, x: f32) -> Edit {
-        Edit { layer, op: EditOp::Add(vec![x].into()) }
+        Edit::new(layer, EditOp::Add(vec![x].into()))
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn model() -> &'static Model {
 fn add(layer: usize, seed: u64, multiplier: f32) -> Edit {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let v: Arc<[f32]> = (0..D).map(|_| multiplier * rng.random_range(-1.0..1.0f32)).collect();
-    Edit { layer, op: EditOp::Add(v) }
+    Edit::new(layer, EditOp::Add(v))
 }
 
 fn prompt(seed: u64, len: usize) -> Vec<u32> {
@@ -363,7 +363,7 @@ fn requests_that_cannot_run_are_refused() {
     let sampling = Sampling { top_p: f32::NAN, ..Sampling::default() };
     assert_eq!(refuse(Request { sampling, ..ok.clone() }), "top_p is NaN, allowed is 0 to 1");
     let edit =
-        |layer, v: &[f32]| Request { edits: vec![Edit { layer, op: EditOp::Add(v.into()) }], ..ok.clone() };
+        |layer, v: &[f32]| Request { edits: vec![Edit::new(layer, EditOp::Add(v.into()))], ..ok.clone() };
     assert_eq!(refuse(edit(3, &[0.0; D])), "layer 3 does not exist: the model has blocks 0 to 2");
     assert_eq!(refuse(edit(1, &[f32::NAN; D])), "steering vector: 32 of 32 values are not finite");
     assert!(refuse(edit(1, &[0.0; 8])).starts_with("the vector has 8 numbers"));
@@ -383,7 +383,7 @@ fn requests_that_cannot_run_are_refused() {
 fn a_text_that_overflows_harms_no_other() {
     let mut requests = mixed();
     let alone = run(model(), &requests, 1, 256);
-    let huge = Edit { layer: 1, op: EditOp::Add([3e38; D].as_slice().into()) };
+    let huge = Edit::new(1, EditOp::Add([3e38; D].as_slice().into()));
     requests[7].edits = vec![huge.clone(), huge];
     let mut batcher = Batcher::new(model(), 4, Limits::default()).unwrap();
     for request in &requests {

@@ -41,7 +41,7 @@ fn with_golden(name: String, folder: &Path, model: Model, device: DeviceChoice) 
 impl Case {
     fn edits(&self, multiplier: f32) -> Vec<Edit> {
         let v: Arc<[f32]> = self.golden.f32("v").iter().map(|x| x * multiplier).collect();
-        vec![Edit { layer: self.layer, op: EditOp::Add(v) }]
+        vec![Edit::new(self.layer, EditOp::Add(v))]
     }
 
     fn hidden_states(&self) {

@@ -32,7 +32,7 @@ fn numbers(json: &Value) -> Vec<f64> {
 
 fn edit(layer: usize, v: &[f32], multiplier: f64) -> Edit {
     let v: Arc<[f32]> = v.iter().map(|x| x * multiplier as f32).collect();
-    Edit { layer, op: EditOp::Add(v) }
+    Edit::new(layer, EditOp::Add(v))
 }
 
 fn generate(model: &Model, requests: Vec<Request>, max_batch: usize) -> Vec<Completion> {

@@ -121,6 +121,26 @@ pub enum SteerError {
         name: String,
     },
 
+    /// Vectors that a file format cannot hold.
+    #[error("{path}: {what}")]
+    Export {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+
+    /// Vectors that cannot be combined.
+    #[error("{what}")]
+    Combine {
+        /// Which, and why.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+
     /// A multiplier that is not finite.
     #[error("vector {name:?}: found the multiplier {found}, expected a finite number")]
     Multiplier {
@@ -229,6 +249,7 @@ impl SteerError {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
             Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
+            Self::Export { hint, .. } | Self::Combine { hint, .. } => Some(hint.clone()),
             Self::Multiplier { .. } => Some("give a number such as 1, -1 or 0.5".into()),
             Self::NoEffect { .. } => Some("set the multipliers to 0 for the plain model".into()),
         }
@@ -245,8 +266,9 @@ impl SteerError {
             | Self::ZeroVector { .. }
             | Self::Recipe { .. }
             | Self::RunExists { .. }
-            | Self::ResumeMismatch { .. } => ErrorKind::BadInput,
-            Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
+            | Self::ResumeMismatch { .. }
+            | Self::Combine { .. } => ErrorKind::BadInput,
+            Self::Export { .. } | Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
             Self::Locked { .. } | Self::Memory { .. } => ErrorKind::Failed,

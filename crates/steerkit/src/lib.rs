@@ -23,7 +23,8 @@
 //!     for multiplier in [-1.0, 0.0, 1.0] {
 //!         let plan = SteeringPlan::new().add(vector.clone(), multiplier)?;
 //!         let prompt = prompting.prompt("How do I keep basil alive indoors?")?;
-//!         let edits = plan.edits(model.config())?;
+//!         let shape = steerkit::PromptShape { len: prompt.len(), ..Default::default() };
+//!         let edits = plan.edits(model.config(), &shape)?;
 //!         requests.push(Request { prompt, edits, max_tokens: 60, ..Request::default() });
 //!     }
 //!     for answer in model.generate(requests, 3, &mut |_| ControlFlow::Continue(()))? {
@@ -33,19 +34,24 @@
 //! }
 //! ```
 
+pub mod algebra;
 pub mod bench;
 mod checksum;
 pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;
+pub mod extract;
 pub mod files;
+pub mod interop;
 pub mod metrics;
 pub mod objective;
+pub mod operator;
 pub mod optim;
 pub mod plan;
 pub mod recipe;
 pub mod report;
+pub mod scope;
 pub mod surface;
 pub mod text_stats;
 pub mod train;
@@ -53,7 +59,9 @@ pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use operator::Operator;
 pub use plan::SteeringPlan;
+pub use scope::{PromptShape, TokenScope};
 pub use vector::SteeringVector;
 
 /// Results of this crate.

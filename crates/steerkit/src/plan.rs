@@ -1,13 +1,15 @@
-//! Which vectors to add, and how strongly.
+//! Which vectors act, how strongly, how and where.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
-use steerkit_model::{DecoderConfig, Edit, EditOp, ModelError, ModelIdentity};
+use steerkit_model::{DecoderConfig, Edit, EditOp, ModelError, ModelIdentity, Prompting};
 
-use crate::vector::{MAX_RELATIVE_NORM, SteeringVector};
+use crate::operator::Operator;
+use crate::scope::{PromptShape, TokenScope};
+use crate::vector::SteeringVector;
 use crate::{Result, SteerError};
 
 /// Vectors with their multipliers. An empty plan, or one of zeros, is the plain model.
@@ -16,13 +18,20 @@ pub struct SteeringPlan {
     entries: Vec<PlanEntry>,
 }
 
-/// A vector with its multiplier.
+/// Dose above which texts tend to break.
+pub const LARGE_DOSE: f32 = 0.8;
+
+/// A vector with its multiplier, what is done with it, and where.
 #[derive(Clone, Debug)]
 pub struct PlanEntry {
     /// The vector.
     pub vector: Arc<SteeringVector>,
-    /// Times which it is added; finite.
+    /// Times which it is added, or the strength of another operator; finite.
     pub multiplier: f32,
+    /// What is done with it.
+    pub operator: Operator,
+    /// The tokens it acts on.
+    pub scope: TokenScope,
 }
 
 /// How strong an entry is.
@@ -56,7 +65,16 @@ pub enum PlanWarning {
         /// The vector.
         name: String,
     },
-    /// The dose drowns the residual stream.
+    /// The vector acts on other tokens than in training.
+    OtherScope {
+        /// The vector.
+        name: String,
+        /// The tokens of training.
+        trained: TokenScope,
+        /// The tokens it acts on now.
+        used: TokenScope,
+    },
+    /// The dose is past [`LARGE_DOSE`].
     LargeDose {
         /// The vector.
         name: String,
@@ -71,11 +89,18 @@ impl fmt::Display for PlanWarning {
             Self::OtherModel { name, made_with, used_with } => {
                 write!(f, "vector {name:?} was made with another file ({made_with}) than {used_with}")
             }
+            Self::OtherScope { name, trained, used } => {
+                write!(f, "vector {name:?} was trained on the tokens {trained} and acts on {used} now")
+            }
             Self::UnknownModel { name } => {
                 write!(f, "vector {name:?} does not say which model it was made with")
             }
             Self::LargeDose { name, relative } => {
-                write!(f, "vector {name:?} is added at {relative:.0} times the norm of the residual stream")
+                write!(
+                    f,
+                    "vector {name:?} is added at {relative:.2} times the norm of the residual stream: "
+                )?;
+                write!(f, "texts tend to break past {LARGE_DOSE}")
             }
         }
     }
@@ -87,16 +112,36 @@ impl SteeringPlan {
         Self::default()
     }
 
-    /// The plan with one more vector.
+    /// The plan with one more vector, added at the tokens that it was trained on.
     ///
     /// # Errors
     /// [`SteerError::Multiplier`] when the multiplier is not finite.
-    pub fn add(mut self, vector: Arc<SteeringVector>, multiplier: f32) -> Result<Self> {
-        if !multiplier.is_finite() {
-            return Err(SteerError::Multiplier { name: vector.provenance.name.clone(), found: multiplier });
+    pub fn add(self, vector: Arc<SteeringVector>, multiplier: f32) -> Result<Self> {
+        let scope = vector.provenance.token_scope;
+        self.with(PlanEntry { vector, multiplier, operator: Operator::Add, scope })
+    }
+
+    /// The plan with one more entry.
+    ///
+    /// # Errors
+    /// [`SteerError::Multiplier`] when the multiplier is not finite.
+    pub fn with(mut self, entry: PlanEntry) -> Result<Self> {
+        if !entry.multiplier.is_finite() {
+            let name = entry.vector.provenance.name.clone();
+            return Err(SteerError::Multiplier { name, found: entry.multiplier });
         }
-        self.entries.push(PlanEntry { vector, multiplier });
+        self.entries.push(entry);
         Ok(self)
+    }
+
+    /// Whether the edits depend on the prompt.
+    pub fn depends_on_prompt(&self) -> bool {
+        self.entries.iter().any(|e| !matches!(e.scope, TokenScope::All | TokenScope::AllButFirst))
+    }
+
+    /// Whether the edits depend on where the user's message stands in the prompt.
+    pub fn needs_user(&self) -> bool {
+        self.entries.iter().any(|e| e.scope.needs_user())
     }
 
     /// The entries, in the order they were added.
@@ -104,14 +149,15 @@ impl SteeringPlan {
         &self.entries
     }
 
-    /// The edits for a model, one per steered block, lowest first. Vectors of one block are summed in the order
-    /// they were added; those with multiplier 0 leave no trace.
+    /// The edits of a text that begins with `prompt`, lowest block first. Within a block they act in the order of the
+    /// entries; vectors that are added one after another at the same tokens are summed. Entries with multiplier 0 leave
+    /// no trace.
     ///
     /// # Errors
     /// [`ModelError::Width`] and [`ModelError::UnknownLayer`] for a vector of another model (whatever its
     /// multiplier), [`ModelError::NonFinite`] when a product overflows, [`SteerError::NoEffect`] when a sum is zero
     /// although the multipliers are not.
-    pub fn edits(&self, config: &DecoderConfig) -> Result<Vec<Edit>> {
+    pub fn edits(&self, config: &DecoderConfig, prompt: &PromptShape) -> Result<Vec<Edit>> {
         let (d_model, n_layers) = (config.d_model, config.n_layers);
         let mut by_layer: BTreeMap<usize, Vec<&PlanEntry>> = BTreeMap::new();
         for entry in &self.entries {
@@ -126,7 +172,31 @@ impl SteeringPlan {
                 by_layer.entry(vector.layer).or_default().push(entry);
             }
         }
-        by_layer.into_iter().map(|(layer, entries)| edit(layer, &entries)).collect()
+        let mut edits = Vec::new();
+        for (layer, entries) in by_layer {
+            let sums = |a: &&PlanEntry, b: &&PlanEntry| {
+                a.operator == Operator::Add && b.operator == Operator::Add && a.scope == b.scope
+            };
+            for group in entries.chunk_by(sums) {
+                let op = match group[0].operator.shift(group[0].multiplier) {
+                    None => EditOp::Add(sum(layer, group)?.into()),
+                    Some(shift) => EditOp::Along { unit_d: unit(layer, group[0])?.into(), shift },
+                };
+                edits.push(Edit { layer, op, positions: group[0].scope.positions(prompt) });
+            }
+        }
+        Ok(edits)
+    }
+
+    /// What the plan must know of the prompt of `len` tokens that asks `question`.
+    ///
+    /// # Errors
+    /// Those of [`PromptShape::of_question`].
+    pub fn shape(&self, prompting: &Prompting<'_>, question: &str, len: usize) -> Result<PromptShape> {
+        match self.needs_user() {
+            true => PromptShape::of_question(prompting, question, len, 0),
+            false => Ok(PromptShape { len, last_user: 0..0 }),
+        }
     }
 
     /// The dose of every entry.
@@ -153,7 +223,13 @@ impl SteeringPlan {
                 }
                 Some(_) => {}
             }
-            if let Some(relative) = dose.relative.filter(|&relative| relative > MAX_RELATIVE_NORM) {
+            let (trained, used) = (entry.vector.provenance.token_scope, entry.scope);
+            if trained != used {
+                warnings.push(PlanWarning::OtherScope { name: name.clone(), trained, used });
+            }
+            if let Some(relative) =
+                dose.relative.filter(|&r| r > LARGE_DOSE && entry.operator == Operator::Add)
+            {
                 warnings.push(PlanWarning::LargeDose { name, relative });
             }
         }
@@ -161,8 +237,8 @@ impl SteeringPlan {
     }
 }
 
-/// The sum of `multiplier * direction` over the entries of one layer.
-fn edit(layer: usize, entries: &[&PlanEntry]) -> Result<Edit> {
+/// The sum of `multiplier * direction` over entries of one layer.
+fn sum(layer: usize, entries: &[&PlanEntry]) -> Result<Vec<f32>> {
     let mut sum = vec![0.0; entries[0].vector.direction.len()];
     for entry in entries {
         for (sum, x) in sum.iter_mut().zip(&entry.vector.direction) {
@@ -175,8 +251,21 @@ fn edit(layer: usize, entries: &[&PlanEntry]) -> Result<Edit> {
         return Err(ModelError::NonFinite { place, found, total: sum.len() }.into());
     }
     if sum.iter().all(|&x| x == 0.0) {
-        let name = |entry: &&PlanEntry| format!("{:?} x {}", entry.vector.provenance.name, entry.multiplier);
-        return Err(SteerError::NoEffect { layer, names: entries.iter().map(name).collect() });
+        return Err(no_effect(layer, entries));
     }
-    Ok(Edit { layer, op: EditOp::Add(sum.into()) })
+    Ok(sum)
+}
+
+/// The unit vector of an entry.
+fn unit(layer: usize, entry: &PlanEntry) -> Result<Vec<f32>> {
+    let norm = f64::from(entry.vector.norm());
+    if norm == 0.0 {
+        return Err(no_effect(layer, &[entry]));
+    }
+    Ok(entry.vector.direction.iter().map(|&x| (f64::from(x) / norm) as f32).collect())
+}
+
+fn no_effect(layer: usize, entries: &[&PlanEntry]) -> SteerError {
+    let name = |entry: &&PlanEntry| format!("{:?} x {}", entry.vector.provenance.name, entry.multiplier);
+    SteerError::NoEffect { layer, names: entries.iter().map(name).collect() }
 }

@@ -16,10 +16,11 @@ use steerkit_model::{ModelError, ModelIdentity};
 
 use crate::error::malformed;
 use crate::files::{sha256, write_atomic};
+use crate::scope::TokenScope;
 use crate::{Result, SteerError};
 
 /// Largest file that is read: no vector with its provenance comes near it.
-const MAX_FILE: u64 = 16 << 20;
+pub(crate) const MAX_FILE: u64 = 16 << 20;
 /// Most row numbers that a file lists; of more it holds the count and the hash.
 const MAX_ROWS: usize = 4096;
 /// A vector this many times as long as the residual stream drowns it.
@@ -51,8 +52,8 @@ pub struct Provenance {
     pub method: String,
     /// The objective and its hyperparameters.
     pub objective: Map<String, Value>,
-    /// The positions it acts on.
-    pub token_scope: String,
+    /// The tokens it acts on.
+    pub token_scope: TokenScope,
     /// The model it was made with.
     pub base_model: Option<ModelIdentity>,
     /// The system prompt of training; `None` if there was none.
@@ -67,6 +68,8 @@ pub struct Provenance {
     pub steps: Option<u64>,
     /// Median norm of the residual stream after block `layer` over the training texts, position 0 excluded.
     pub residual_norm: Option<f32>,
+    /// The multiplier that counts as a unit dose, where that was measured.
+    pub calibration: Option<Calibration>,
     /// What training measured.
     pub metrics: Map<String, Value>,
     /// The steerkit that made it.
@@ -81,7 +84,7 @@ impl Default for Provenance {
             behaviour: None,
             method: "unknown".into(),
             objective: Map::new(),
-            token_scope: "all".into(),
+            token_scope: TokenScope::All,
             base_model: None,
             system_prompt: None,
             chat_template_sha256: None,
@@ -89,10 +92,24 @@ impl Default for Provenance {
             seed: None,
             steps: None,
             residual_norm: None,
+            calibration: None,
             metrics: Map::new(),
             steerkit_version: String::new(),
         }
     }
+}
+
+/// The multiplier at which a vector disturbs its model by a set amount, so that vectors of different methods compare.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// The multiplier.
+    pub multiplier: f32,
+    /// The 95th percentile over tokens of KL(steered || plain) there, in nats.
+    pub kl: f32,
+    /// Prompts that were answered.
+    pub prompts: usize,
+    /// Greedy tokens per answer at most.
+    pub tokens: usize,
 }
 
 /// Which rows of which file were trained on.
@@ -178,24 +195,11 @@ impl SteeringVector {
     /// The file system's; [`ModelError::NonFinite`] and [`SteerError::ZeroVector`] for what [`Self::load`] would
     /// refuse.
     pub fn save(&self, path: &Path) -> Result<()> {
-        self.check()?;
-        let mut metadata = match serde_json::to_value(&self.provenance) {
-            Ok(Value::Object(fields)) => fields,
-            _ => unreachable!("a struct of plain fields is a JSON object"),
-        };
-        metadata.insert("layer".into(), self.layer.into());
-        metadata.insert("norm".into(), self.norm().into());
-        let metadata = HashMap::from([(KEY.to_owned(), Value::Object(metadata).to_string())]);
-        let data: Vec<u8> = self.direction.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let tensor = TensorView::new(Dtype::F32, vec![self.direction.len()], &data)
-            .expect("the bytes are those of the shape");
-        let bytes = safetensors::serialize([(format!("direction.{}", self.layer), tensor)], Some(metadata))
-            .expect("one tensor always fits");
-        Ok(write_atomic(path, &bytes)?)
+        save_all(path, std::slice::from_ref(self))
     }
 
     /// Reads a vector. A file without our metadata is accepted, with a provenance that says `unknown` and the
-    /// file's name as name.
+    /// file's name as name. [`crate::interop::import`] reads other programs' files and files of several layers too.
     ///
     /// # Errors
     /// The file system's; [`SteerError::Malformed`] for a file that is no safetensors file with one tensor
@@ -203,23 +207,21 @@ impl SteeringVector {
     pub fn load(path: &Path) -> Result<Self> {
         let mut bytes = Vec::new();
         fs_err::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-        let file = open(path, &bytes)?;
-        let (layer, direction) = only_direction(path, &file)?;
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|error| broken(path, &error.to_string()))?;
-        let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
-        let provenance = match text {
-            Some(text) => provenance(path, text, layer)?,
-            None => {
-                let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("unnamed");
-                Provenance { name: stem.into(), ..Provenance::default() }
+        let mut all = parse(path, &bytes)?;
+        match all.len() {
+            1 => Ok(all.remove(0)),
+            n => {
+                let shown: Vec<String> =
+                    all.iter().take(8).map(|v| format!("direction.{}", v.layer)).collect();
+                let found = format!("{n} tensors ({})", shown.join(", "));
+                let hint = "choose one: steerkit vector convert FILE OUT.safetensors --layer N";
+                Err(malformed(path, "tensors", found, "one, direction.{layer}", hint))
             }
-        };
-        Ok(Self { direction, layer, provenance })
+        }
     }
 
     /// Finite and not all zero.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let found = self.direction.iter().filter(|x| !x.is_finite()).count();
         if found > 0 {
             let place = format!("vector {:?}", self.provenance.name);
@@ -232,9 +234,57 @@ impl SteeringVector {
     }
 }
 
+/// Writes vectors of several layers to one file, with the provenance of the first.
+pub(crate) fn save_all(path: &Path, vectors: &[SteeringVector]) -> Result<()> {
+    vectors.iter().try_for_each(SteeringVector::check)?;
+    let mut metadata = match serde_json::to_value(&vectors[0].provenance) {
+        Ok(Value::Object(fields)) => fields,
+        _ => unreachable!("a struct of plain fields is a JSON object"),
+    };
+    if let [only] = vectors {
+        metadata.insert("layer".into(), only.layer.into());
+        metadata.insert("norm".into(), only.norm().into());
+    } else {
+        // It belongs to one layer.
+        metadata.insert("residual_norm".into(), Value::Null);
+    }
+    let metadata = HashMap::from([(KEY.to_owned(), Value::Object(metadata).to_string())]);
+    let bytes = |v: &SteeringVector| v.direction.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let data: Vec<Vec<u8>> = vectors.iter().map(bytes).collect();
+    let tensors = vectors.iter().zip(&data).map(|(v, data)| {
+        let tensor = TensorView::new(Dtype::F32, vec![v.direction.len()], data);
+        (format!("direction.{}", v.layer), tensor.expect("the bytes are those of the shape"))
+    });
+    let bytes = safetensors::serialize(tensors, Some(metadata)).expect("a few tensors always fit");
+    Ok(write_atomic(path, &bytes)?)
+}
+
+/// The vectors of a safetensors file in our layout, lowest layer first; at least one.
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<SteeringVector>> {
+    let file = open(path, bytes)?;
+    let mut names = file.names();
+    names.sort_by_key(|name| (name.len(), name.to_string()));
+    if names.is_empty() {
+        let hint = "the file holds no vector";
+        return Err(malformed(path, "tensors", "0 tensors", "one, direction.{layer}", hint));
+    }
+    let directions = names.iter().map(|name| Ok((layer_of(path, name)?, numbers(path, &file, name)?)));
+    let directions = directions.collect::<Result<Vec<_>>>()?;
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| broken(path, &error.to_string()))?;
+    let provenance = match header.metadata().as_ref().and_then(|metadata| metadata.get(KEY)) {
+        Some(text) => provenance(path, text, Some(directions[0].0).filter(|_| directions.len() == 1))?,
+        None => {
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("unnamed");
+            Provenance { name: stem.into(), ..Provenance::default() }
+        }
+    };
+    let vector = |(layer, direction)| SteeringVector { direction, layer, provenance: provenance.clone() };
+    Ok(directions.into_iter().map(vector).collect())
+}
+
 /// The tensors of a file, after a look at its first bytes.
 fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    let convert = "this version reads safetensors files with one tensor, direction.{layer}";
+    let convert = "convert it into one with direction.{layer}: steerkit vector convert FILE OUT.safetensors";
     for (sign, found, hint) in [
         (&b"GGUF"[..], "a GGUF file", convert),
         (b"PK\x03\x04", "a zip archive, as PyTorch writes", convert),
@@ -260,55 +310,44 @@ fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
     SafeTensors::deserialize(bytes).map_err(|error| broken(path, &error.to_string()))
 }
 
-/// The layer and the numbers of the one tensor.
-fn only_direction(path: &Path, file: &SafeTensors<'_>) -> Result<(usize, Vec<f32>)> {
-    let mut names = file.names();
-    names.sort_by_key(|name| (name.len(), name.to_string()));
-    let [name] = names[..] else {
-        let shown: Vec<&str> = names.iter().take(8).copied().collect();
-        let found = format!("{} tensors ({})", names.len(), shown.join(", "));
-        let hint = "a vector acts after one block: save each layer as a file of its own";
-        return Err(malformed(path, "tensors", found, "one, direction.{layer}", hint));
-    };
+/// The layer in the name `direction.{layer}`.
+pub(crate) fn layer_of(path: &Path, name: &str) -> Result<usize> {
     let number = name.strip_prefix("direction.").filter(|number| number.len() <= 4);
     let layer = number.and_then(|number| number.parse::<u16>().ok().filter(|n| n.to_string() == number));
-    let Some(layer) = layer else {
+    layer.map(usize::from).ok_or_else(|| {
         let hint = "the name holds the block, counted from 0, after which the vector is added";
         let found = format!("the tensor {:?}", name.chars().take(80).collect::<String>());
-        return Err(malformed(path, "tensors", found, "direction.{layer}", hint));
-    };
+        malformed(path, "tensors", found, "direction.{layer}", hint)
+    })
+}
+
+/// The numbers of one tensor.
+fn numbers(path: &Path, file: &SafeTensors<'_>, name: &str) -> Result<Vec<f32>> {
     let tensor = file.tensor(name).map_err(|error| broken(path, &error.to_string()))?;
     let (dtype, shape) = (tensor.dtype(), tensor.shape());
     if dtype != Dtype::F32 || shape.len() != 1 || shape[0] == 0 {
-        let found = format!("{dtype:?} {shape:?}");
-        return Err(malformed(
-            path,
-            name,
-            found,
-            "F32 [d_model]",
-            "save the vector as 32-bit floats in one row",
-        ));
+        let (found, hint) = (format!("{dtype:?} {shape:?}"), "save the vector as 32-bit floats in one row");
+        return Err(malformed(path, name, found, "F32 [d_model]", hint));
     }
     let (numbers, _) = tensor.data().as_chunks::<4>();
     let direction: Vec<f32> = numbers.iter().map(|&x| f32::from_le_bytes(x)).collect();
-    let refuse = |found: String| {
-        malformed(
-            path,
-            name,
-            found,
-            "finite numbers, not all zero",
-            "the run that made it went wrong: train again",
-        )
-    };
+    check_numbers(path, name, &direction)?;
+    Ok(direction)
+}
+
+/// Finite and not all zero.
+pub(crate) fn check_numbers(path: &Path, place: &str, direction: &[f32]) -> Result<()> {
+    let hint = "the run that made it went wrong: train again";
+    let refuse = |found: String| malformed(path, place, found, "finite numbers, not all zero", hint);
     match direction.iter().filter(|x| !x.is_finite()).count() {
         0 if direction.iter().all(|&x| x == 0.0) => Err(refuse("zeros only".into())),
-        0 => Ok((usize::from(layer), direction)),
+        0 => Ok(()),
         found => Err(refuse(format!("{found} of {} values that are not finite", direction.len()))),
     }
 }
 
-/// Our metadata; `layer` must be that of the tensor's name.
-fn provenance(path: &Path, text: &str, layer: usize) -> Result<Provenance> {
+/// Our metadata; where it names a layer, it must be `layer`.
+pub(crate) fn provenance(path: &Path, text: &str, layer: Option<usize>) -> Result<Provenance> {
     let place = format!("metadata key {KEY:?}");
     let refuse = |found: String, expected: &str| {
         malformed(
@@ -324,7 +363,9 @@ fn provenance(path: &Path, text: &str, layer: usize) -> Result<Provenance> {
     if !value.is_object() {
         return Err(refuse("another JSON value".into(), expected));
     }
-    if let Some(other) = value.get("layer").filter(|other| other.as_u64() != Some(layer as u64)) {
+    if let (Some(layer), Some(other)) = (layer, value.get("layer"))
+        && other.as_u64() != Some(layer as u64)
+    {
         return Err(refuse(format!("layer {other}"), &format!("layer {layer}, as the tensor's name has it")));
     }
     let provenance: Provenance =

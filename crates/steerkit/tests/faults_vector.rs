@@ -173,8 +173,8 @@ fn broken_files_are_refused() {
     let data = floats(&[1.0, 2.0]);
     refused(b"", &["0 bytes", "a safetensors file"]);
     refused(b"abc", &["3 bytes"]);
-    refused(b"GGUF\x03\0\0\0\0\0\0\0", &["a GGUF file", "direction.{layer}"]);
-    refused(b"PK\x03\x04 and so on", &["PyTorch", "direction.{layer}"]);
+    refused(b"GGUF\x03\0\0\0\0\0\0\0", &["a GGUF file", "vector convert"]);
+    refused(b"PK\x03\x04 and so on", &["PyTorch", "vector convert"]);
     refused(b"version https://git-lfs.github.com/spec/v1", &["git-LFS", "pull"]);
     refused(&u64::MAX.to_le_bytes(), &["header of 18446744073709551615 bytes", "the 0 bytes that follow"]);
     refused(&[&(100u64 << 20).to_le_bytes()[..], &[b' '; 64]].concat(), &["header of 104857600 bytes"]);

@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use steerkit::plan::{PlanWarning, SteeringPlan};
+use steerkit::plan::{PlanEntry, PlanWarning, SteeringPlan};
 use steerkit::vector::{Provenance, SteeringVector};
-use steerkit::{Result, SteerError};
+use steerkit::{Operator, PromptShape, Result, SteerError, TokenScope};
 use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
-use steerkit_model::{DecoderConfig, Edit, EditOp, ModelError, ModelIdentity};
+use steerkit_model::{DecoderConfig, Edit, EditOp, ModelError, ModelIdentity, Positions, Shift};
 
 fn config() -> DecoderConfig {
     DecoderConfig {
@@ -34,11 +34,11 @@ fn vector(name: &str, layer: usize, direction: &[f32]) -> Arc<SteeringVector> {
 
 fn plan(entries: &[(&Arc<SteeringVector>, f32)]) -> Result<Vec<Edit>> {
     let plan = entries.iter().try_fold(SteeringPlan::new(), |plan, (v, m)| plan.add(Arc::clone(v), *m))?;
-    plan.edits(&config())
+    plan.edits(&config(), &PromptShape::default())
 }
 
 fn add(layer: usize, numbers: &[f32]) -> Edit {
-    Edit { layer, op: EditOp::Add(numbers.into()) }
+    Edit::new(layer, EditOp::Add(numbers.into()))
 }
 
 #[test]
@@ -64,6 +64,43 @@ fn vectors_of_one_layer_are_summed_in_order() {
     let (big, small) = (vector("big", 2, &[1e8, 1.0]), vector("small", 2, &[1.0, 1.0]));
     let edits = plan(&[(&big, 1.0), (&small, 1.0), (&big, -1.0)]).unwrap();
     assert_eq!(edits, [add(2, &[(1e8_f32 + 1.0) - 1e8, 1.0])]);
+}
+
+#[test]
+fn operators_and_scopes_keep_their_order() {
+    let (a, b) = (vector("a", 2, &[3.0, 4.0]), vector("b", 2, &[1.0, 0.0]));
+    let entry = |v: &Arc<SteeringVector>, operator, scope| PlanEntry {
+        vector: Arc::clone(v),
+        multiplier: 0.5,
+        operator,
+        scope,
+    };
+    let clamp = Operator::Clamp { low: -1.0, high: 2.0 };
+    let plan = [
+        entry(&a, Operator::Add, TokenScope::All),
+        entry(&b, Operator::Add, TokenScope::All),
+        entry(&a, clamp, TokenScope::Generated),
+        entry(&b, Operator::Add, TokenScope::LastPrompt),
+    ]
+    .into_iter()
+    .try_fold(SteeringPlan::new(), SteeringPlan::with)
+    .unwrap();
+    assert!(plan.depends_on_prompt() && !plan.needs_user());
+    let edits = plan.edits(&config(), &PromptShape { len: 7, last_user: 0..0 }).unwrap();
+    let shift = Shift::Clamp { strength: 0.5, low: -1.0, high: 2.0 };
+    let along = EditOp::Along { unit_d: [0.6, 0.8].into(), shift };
+    let at = |start, end| Positions::Ranges([start..end].into());
+    assert_eq!(
+        edits,
+        [
+            add(2, &[2.0, 2.0]),
+            Edit { layer: 2, op: along, positions: at(7, usize::MAX) },
+            Edit { positions: at(6, 7), ..add(2, &[0.5, 0.0]) },
+        ]
+    );
+    let ablated = |m| PlanEntry { multiplier: m, ..entry(&a, Operator::Ablate, TokenScope::All) };
+    let edits = SteeringPlan::new().with(ablated(0.0)).unwrap().edits(&config(), &PromptShape::default());
+    assert_eq!(edits.unwrap(), []);
 }
 
 #[test]
@@ -123,9 +160,12 @@ fn doses_and_warnings() {
     let warnings = plan.warnings(&identity("b"));
     assert_eq!(warnings[0].to_string(), "vector \"known\" was made with another file (model a) than model b");
     assert_eq!(warnings.len(), 2);
-    let loud = SteeringPlan::new().add(Arc::clone(&plan.entries()[0].vector), 2000.0).unwrap();
+    let loud = SteeringPlan::new().add(Arc::clone(&plan.entries()[0].vector), 9.0).unwrap();
     assert_eq!(
         loud.warnings(&identity("a")),
-        [PlanWarning::LargeDose { name: "known".into(), relative: 200.0 }]
+        [PlanWarning::LargeDose { name: "known".into(), relative: loud.doses()[0].relative.unwrap() }]
     );
+    let elsewhere = PlanEntry { scope: TokenScope::Generated, multiplier: 1.0, ..plan.entries()[0].clone() };
+    let elsewhere = SteeringPlan::new().with(elsewhere).unwrap().warnings(&identity("a"));
+    assert!(elsewhere[0].to_string().contains("trained on the tokens all and acts on generated now"));
 }

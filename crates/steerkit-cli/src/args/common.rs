@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use steerkit::{Operator, TokenScope};
 use steerkit_model::{LoraChoice, LoraMode, Precision};
 
 /// Options of every command.
@@ -111,6 +112,15 @@ pub(crate) struct PromptArgs {
     /// runs/NAME/vector.safetensors, whichever is there first.
     #[arg(long, short, value_name = "FILE|NAME[=MULT]")]
     pub(crate) steer: Vec<SteerSpec>,
+    /// What is done with the vectors: add, ablate, one-sided[:BIAS] or clamp:LOW:HIGH
+    #[arg(long, value_name = "OP", default_value = "add")]
+    pub(crate) operator: Operator,
+    /// Tokens that the vectors act on [default: those they were trained on]
+    #[arg(long, value_name = "SCOPE")]
+    pub(crate) scope: Option<TokenScope>,
+    /// Count multipliers in the vectors' calibrated unit doses (see vector calibrate)
+    #[arg(long)]
+    pub(crate) calibrated: bool,
     /// System prompt; empty for none [default: the one that the vector was trained with]
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,

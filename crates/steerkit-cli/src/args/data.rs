@@ -44,15 +44,16 @@ pub(crate) struct DataCheck {
 
 /// Convert pairs to JSONL
 ///
-/// Reads the authors' CSV layout (question, matching, not_matching) or any CSV or JSONL whose columns you name,
-/// and writes one object with prompt, chosen and rejected per line. Rows are streamed; the file appears when it
+/// Reads the authors' CSV layout (question, matching, not_matching), any CSV or JSONL whose columns you name, or
+/// another project's layout, and writes one object with prompt, chosen and rejected per line. Rows are streamed; the file appears when it
 /// is complete.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   steerkit data import power-seeking_train.csv pairs.jsonl
   steerkit data import export.csv pairs.jsonl --chosen-column good --rejected-column bad
-  steerkit data import pairs.csv pairs.jsonl --dedup --limit 1000")]
+  steerkit data import pairs.csv pairs.jsonl --dedup --limit 1000
+  steerkit data import TruthfulQA.csv truthful.jsonl --layout truthfulqa")]
 pub(crate) struct DataImport {
     /// The file to read
     #[arg(value_name = "FROM")]
@@ -60,6 +61,9 @@ pub(crate) struct DataImport {
     /// The JSONL file to write
     #[arg(value_name = "TO")]
     pub(crate) to: PathBuf,
+    /// How the file holds its pairs
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) layout: LayoutArg,
     #[command(flatten)]
     pub(crate) columns: ColumnArgs,
     /// Stop after N pairs
@@ -71,6 +75,22 @@ pub(crate) struct DataImport {
     /// Replace TO when it is there
     #[arg(long)]
     pub(crate) overwrite: bool,
+}
+
+/// How a file holds its pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutArg {
+    /// One pair per row or line; the columns can be named
+    #[default]
+    Pairs,
+    /// Anthropic's model-written evaluations (JSONL, answers are letters)
+    Anthropic,
+    /// CAA's multiple-choice sets (a JSON array, answers are letters)
+    Caa,
+    /// TruthfulQA's CSV: every correct answer with every incorrect one
+    Truthfulqa,
+    /// HH-RLHF's JSONL of two transcripts
+    Hh,
 }
 
 /// Where the pairs are in the file.

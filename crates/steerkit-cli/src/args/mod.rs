@@ -13,12 +13,14 @@ mod vector;
 pub(crate) use bench::{BenchArgs, BenchDecode, BenchLoad, BenchTarget, BenchTrain};
 pub(crate) use chat::ChatArgs;
 pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
-pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg};
+pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg, LayoutArg};
 pub(crate) use demo::DemoArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
 pub(crate) use train::{LayerArg, TrainArgs};
-pub(crate) use vector::{VectorArgs, VectorCommand};
+pub(crate) use vector::{
+    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert,
+};
 
 use clap::{Parser, Subcommand};
 

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
+use steerkit::TokenScope;
+
 use super::common::{PrecisionArg, multiplier, positive};
 
 /// Train a steering vector from preference pairs
@@ -22,6 +24,8 @@ Examples:
       Chooses the best of four layers on the validation pairs, then measures on the test pairs.
   steerkit train --model model.gguf --data a.csv --preset paper --epochs 5 --set objective.beta=0.2
       The paper's settings, with two of them changed.
+  steerkit train --model model.gguf --data a.csv --method caa --layer 15
+      Another method on the same pairs; docs/methods.md says what each does.
   steerkit train recipes/power.toml --seed 7
   steerkit train --out runs/pairs --resume
       Goes on where an interrupted run stopped, with the recipe in its folder.
@@ -46,9 +50,13 @@ pub(crate) struct TrainArgs {
     /// Pairs to measure the finished vector on
     #[arg(long, value_name = "FILE")]
     pub(crate) test: Option<PathBuf>,
-    /// What is trained [default: bipo]
+    /// How the vector is made [default: bipo]
     #[arg(long, value_enum)]
     pub(crate) method: Option<MethodArg>,
+    /// Tokens that the vector acts on: all, all-but-first, prompt, generated, last-prompt, first-K+last-K or last-user
+    /// [default: the method's]
+    #[arg(long, value_name = "SCOPE")]
+    pub(crate) scope: Option<TokenScope>,
     /// Where the defaults come from [default: auto]
     #[arg(long, value_enum)]
     pub(crate) preset: Option<PresetArg>,
@@ -102,11 +110,35 @@ pub(crate) struct TrainArgs {
     pub(crate) overwrite: bool,
 }
 
-/// What is trained.
+/// How a vector is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MethodArg {
-    /// Bi-directional preference optimisation of one vector
+    /// Bi-directional preference optimisation (arXiv 2406.00045)
     Bipo,
+    /// BiPO with +v only, the paper's ablation
+    Unidirectional,
+    /// BiPO with an anchor that keeps the chosen answers likely
+    BipoAnchor,
+    /// Reference-free preference steering (arXiv 2505.20809)
+    Reps,
+    /// Prompt-only steering of the first and last prompt tokens (arXiv 2605.05983)
+    Prosv,
+    /// Language modelling on both sides with a hinge (arXiv 2602.02343)
+    Split,
+    /// SimPO's length-normalised margin (arXiv 2405.14734)
+    Simpo,
+    /// Mean difference at the answer letter of a multiple choice
+    Caa,
+    /// Mean difference at the last token but one
+    Freeform,
+    /// Mean difference over the answers' tokens
+    MeanDiff,
+    /// First principal component of the pairs' differences
+    Pca,
+    /// A random direction: the control
+    Random,
+    /// The gradient of BiPO at v = 0
+    Grad0,
 }
 
 impl MethodArg {
@@ -114,6 +146,18 @@ impl MethodArg {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bipo => "bipo",
+            Self::Unidirectional => "unidirectional",
+            Self::BipoAnchor => "bipo-anchor",
+            Self::Reps => "reps",
+            Self::Prosv => "prosv",
+            Self::Split => "split",
+            Self::Simpo => "simpo",
+            Self::Caa => "caa",
+            Self::Freeform => "freeform",
+            Self::MeanDiff => "mean-diff",
+            Self::Pca => "pca",
+            Self::Random => "random",
+            Self::Grad0 => "grad0",
         }
     }
 }

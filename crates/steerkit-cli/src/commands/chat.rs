@@ -10,6 +10,8 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 use steerkit::eval::check_effect;
+use steerkit::scope::last_user_span;
+use steerkit::{PromptShape, SteeringPlan};
 use steerkit_model::chat::Message;
 use steerkit_model::prompting::Prompting;
 use steerkit_model::{Model, Request, Sampling};
@@ -32,7 +34,8 @@ const HELP: &str = "\
 
 pub(crate) fn run(args: &ChatArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
-    let vectors = args.steering.steer.iter().map(Applied::load).collect::<Outcome<Vec<_>>>()?;
+    let vectors =
+        args.steering.steer.iter().map(|s| Applied::load(s, &args.steering)).collect::<Outcome<Vec<_>>>()?;
     let model = steering::open(&args.model, 1)?;
     if model.chat_template()?.is_none() {
         return Err(Failure::input(format_args!("model {:?} has no chat template", model.identity().name))
@@ -148,10 +151,25 @@ impl Chat<'_> {
         answer.map(drop)
     }
 
+    /// What the plan must know of the conversation so far.
+    fn shape(&self, plan: &SteeringPlan, prompt: &[u32]) -> Outcome<PromptShape> {
+        let last_user = match plan.needs_user() {
+            false => 0..0,
+            true => last_user_span(prompt, |text| {
+                let mut messages = self.messages();
+                if let Some(last) = messages.last_mut() {
+                    last.content = text.into();
+                }
+                self.prompting.conversation(&messages)
+            })?,
+        };
+        Ok(PromptShape { len: prompt.len(), last_user })
+    }
+
     fn answer(&self) -> Outcome<String> {
         let plan = steering::plan(&self.vectors, 1.0)?;
-        let edits = plan.edits(self.model.config())?;
         let prompt = self.prompting.conversation(&self.messages())?;
+        let edits = plan.edits(self.model.config(), &self.shape(&plan, &prompt)?)?;
         check_effect(self.model, &plan, &edits, &prompt)?;
         let request = Request {
             prompt,
@@ -263,7 +281,7 @@ impl Chat<'_> {
         let mut vectors = self.vectors.clone();
         match vectors.iter_mut().find(|v| v.name == spec.vector) {
             Some(v) => v.multiplier = spec.multiplier,
-            None => vectors.push(Applied::load(&spec)?),
+            None => vectors.push(Applied::load(&spec, &self.args.steering)?),
         }
         steering::warn(&steering::plan(&vectors, 1.0)?, self.model, self.args.steering.force, self.printer)?;
         self.vectors = vectors;

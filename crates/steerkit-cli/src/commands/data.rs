@@ -6,10 +6,10 @@ use std::path::Path;
 
 use serde::Serialize;
 use steerkit::data::check::{CheckOptions, check, render};
-use steerkit::data::{ColumnMap, Format, PreferencePair, ReadOptions, Reader, Splits};
+use steerkit::data::{ColumnMap, Format, Import, Layout, PreferencePair, ReadOptions, Splits};
 use steerkit::files;
 
-use crate::args::{ColumnArgs, DataCheck, DataCommand, DataImport, FormatArg};
+use crate::args::{ColumnArgs, DataCheck, DataCommand, DataImport, FormatArg, LayoutArg};
 use crate::failure::{Failure, Outcome};
 use crate::output::Printer;
 
@@ -67,7 +67,14 @@ fn import(args: &DataImport, printer: Printer) -> Outcome {
         return Err(Failure::usage(format_args!("{}: the file is there already", args.to.display()))
             .hint("replace it with --overwrite"));
     }
-    let mut reader = Reader::open(&args.from, &read_options(&args.columns))?;
+    let layout = match args.layout {
+        LayoutArg::Pairs => Layout::Pairs,
+        LayoutArg::Anthropic => Layout::Anthropic,
+        LayoutArg::Caa => Layout::Caa,
+        LayoutArg::Truthfulqa => Layout::TruthfulQa,
+        LayoutArg::Hh => Layout::Hh,
+    };
+    let mut reader = Import::open(&args.from, layout, &read_options(&args.columns))?;
     let mut out = BufWriter::new(files::temporary_beside(&args.to)?);
     let at = |error: Error| Error::new(error.kind(), format!("{}: {error}", args.to.display()));
     let mut seen: HashSet<PreferencePair> = HashSet::new();

@@ -11,7 +11,7 @@ use steerkit_model::{Completion, Edit, Event, Finish, Model, Request, Sampling, 
 use super::prompts;
 use super::steering::{self, Applied, PlanPart};
 use crate::args::GenerateArgs;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, Progress, side_by_side, signed};
 use crate::signals;
 
@@ -33,7 +33,8 @@ struct Answer<'a> {
 
 pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
-    let vectors = args.steering.steer.iter().map(Applied::load).collect::<Outcome<Vec<_>>>()?;
+    let vectors =
+        args.steering.steer.iter().map(|s| Applied::load(s, &args.steering)).collect::<Outcome<Vec<_>>>()?;
     let texts = match (&args.prompt, &args.prompts) {
         (Some(text), _) => vec![text.clone()],
         (None, Some(file)) => prompts::read(file)?,
@@ -44,14 +45,9 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
     let system = steering::system_prompt(&args.steering, &vectors, printer);
     let system = if args.raw || model.chat_template()?.is_none() { None } else { system };
     let prompting = steering::prompting(&model, system)?;
-    let prompts = texts.iter().map(|text| tokens(&prompting, text, args.raw)).collect::<Outcome<Vec<_>>>()?;
     let factors = if args.multipliers.is_empty() { vec![1.0] } else { args.multipliers.clone() };
-    let edits = edits(&model, &vectors, &factors, &prompts[0], args.steering.force, printer)?;
-
-    let requests: Vec<Request> = prompts
-        .iter()
-        .flat_map(|prompt| edits.iter().map(|edits| request(args, prompt.clone(), edits.clone())))
-        .collect();
+    let requests = requests(args, &model, &vectors, &factors, &prompting, &texts, printer)?;
+    let prompt_tokens: Vec<usize> = requests.iter().map(|request| request.prompt.len()).collect();
     let total = requests.len();
     let streams = total == 1 && printer.streams();
     let mut progress = (total > 1).then(|| Progress::steps(printer, "answering", total));
@@ -88,7 +84,7 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
                 token_ids: &completion.tokens,
                 logprobs: &completion.logprobs,
                 finish: finish_name(completion.finish),
-                prompt_tokens: prompts[i].len(),
+                prompt_tokens: prompt_tokens[i * factors.len()],
                 system: prompting.system.as_deref(),
                 precision: args.model.precision.resolve(at_once).name(),
                 plan: vectors.iter().map(|v| v.part(*factor)).collect(),
@@ -112,26 +108,36 @@ fn tokens(prompting: &Prompting<'_>, text: &str, raw: bool) -> Outcome<Vec<u32>>
     Ok(tokens)
 }
 
-/// The edits at every factor, after a look at whether they do anything.
-fn edits(
+/// The requests of every prompt at every factor, after a look at whether the vectors do anything.
+fn requests(
+    args: &GenerateArgs,
     model: &Model,
     vectors: &[Applied],
     factors: &[f64],
-    prompt: &[u32],
-    force: bool,
+    prompting: &Prompting<'_>,
+    texts: &[String],
     printer: Printer,
-) -> Outcome<Vec<Vec<Edit>>> {
+) -> Outcome<Vec<Request>> {
     let strongest = factors.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(1.0);
-    steering::warn(&steering::plan(vectors, strongest)?, model, force, printer)?;
-    factors
-        .iter()
-        .map(|&factor| {
+    let plan = steering::plan(vectors, strongest)?;
+    steering::warn(&plan, model, args.steering.force, printer)?;
+    if args.raw && plan.needs_user() {
+        return Err(Failure::usage("the token scope last-user needs a chat prompt, and --raw has none"));
+    }
+    let mut requests = Vec::with_capacity(texts.len() * factors.len());
+    for (i, text) in texts.iter().enumerate() {
+        let prompt = tokens(prompting, text, args.raw)?;
+        let shape = plan.shape(prompting, text, prompt.len())?;
+        for &factor in factors {
             let plan = steering::plan(vectors, factor)?;
-            let edits = plan.edits(model.config())?;
-            check_effect(model, &plan, &edits, prompt)?;
-            Ok(edits)
-        })
-        .collect()
+            let edits = plan.edits(model.config(), &shape)?;
+            if i == 0 {
+                check_effect(model, &plan, &edits, &prompt)?;
+            }
+            requests.push(request(args, prompt.clone(), edits));
+        }
+    }
+    Ok(requests)
 }
 
 fn request(args: &GenerateArgs, prompt: Vec<u32>, edits: Vec<Edit>) -> Request {

@@ -1,5 +1,6 @@
 //! One file per command: what its arguments mean, and what it prints.
 
+mod algebra;
 mod bench;
 mod chat;
 mod data;

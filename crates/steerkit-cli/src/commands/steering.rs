@@ -1,10 +1,12 @@
 //! What `generate`, `chat` and `demo` share: opening a model, and vectors with their multipliers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
-use steerkit::{SteeringPlan, SteeringVector, plan::PlanWarning};
+use steerkit::interop::{self, ImportOptions};
+use steerkit::plan::{PlanEntry, PlanWarning};
+use steerkit::{Operator, PromptShape, SteeringPlan, SteeringVector, TokenScope};
 use steerkit_model::prompting::{DEFAULT_SYSTEM, Prompting};
 use steerkit_model::{Model, OpenOptions, Sampling};
 
@@ -28,6 +30,10 @@ pub(crate) struct Applied {
     pub(crate) path: PathBuf,
     pub(crate) vector: Arc<SteeringVector>,
     pub(crate) multiplier: f64,
+    pub(crate) operator: Operator,
+    pub(crate) scope: TokenScope,
+    /// The multiplier that counts as 1.
+    pub(crate) unit: f64,
 }
 
 /// A vector of a plan, as JSON shows it.
@@ -39,19 +45,32 @@ pub(crate) struct PlanPart {
     multiplier: f64,
     norm: f32,
     relative_dose: Option<f32>,
+    operator: Operator,
+    scope: TokenScope,
 }
 
 impl Applied {
-    /// Reads the vector that `spec` names.
-    pub(crate) fn load(spec: &SteerSpec) -> Outcome<Self> {
+    /// Reads the vector that `spec` names, to be applied as the options say.
+    pub(crate) fn load(spec: &SteerSpec, args: &PromptArgs) -> Outcome<Self> {
         let path = vector::find(&spec.vector)?;
-        let vector = Arc::new(SteeringVector::load(&path)?);
-        Ok(Self { name: spec.vector.clone(), path, vector, multiplier: spec.multiplier })
+        let vector = Arc::new(one_layer(&path)?);
+        let unit = match (args.calibrated, &vector.provenance.calibration) {
+            (false, _) => 1.0,
+            (true, Some(calibration)) => f64::from(calibration.multiplier),
+            (true, None) => {
+                let name = &spec.vector;
+                return Err(Failure::input(format_args!("vector {name:?} has no calibrated unit dose"))
+                    .hint(format_args!("steerkit vector calibrate {name} --model MODEL")));
+            }
+        };
+        let scope = args.scope.unwrap_or(vector.provenance.token_scope);
+        let name = spec.vector.clone();
+        Ok(Self { name, path, vector, multiplier: spec.multiplier, operator: args.operator, scope, unit })
     }
 
     /// The part of a plan where every multiplier is multiplied by `factor`.
     pub(crate) fn part(&self, factor: f64) -> PlanPart {
-        let multiplier = self.multiplier * factor;
+        let multiplier = self.multiplier * factor * self.unit;
         PlanPart {
             name: self.name.clone(),
             path: self.path.clone(),
@@ -59,21 +78,36 @@ impl Applied {
             multiplier,
             norm: self.vector.norm(),
             relative_dose: self.vector.relative_norm().map(|norm| norm * multiplier.abs() as f32),
+            operator: self.operator,
+            scope: self.scope,
         }
+    }
+}
+
+/// The vector of a file of any kind that holds one layer.
+pub(crate) fn one_layer(path: &Path) -> Outcome<SteeringVector> {
+    let mut vectors = interop::import(path, &ImportOptions::default())?.vectors;
+    match vectors.len() {
+        1 => Ok(vectors.remove(0)),
+        n => Err(Failure::input(format_args!("{}: found {n} layers, expected one", path.display()))
+            .hint("choose one: steerkit vector convert FILE OUT.safetensors --layer N")),
     }
 }
 
 /// The plan of vectors with every multiplier multiplied by `factor`.
 pub(crate) fn plan(vectors: &[Applied], factor: f64) -> Outcome<SteeringPlan> {
-    let add =
-        |plan: SteeringPlan, v: &Applied| plan.add(Arc::clone(&v.vector), (v.multiplier * factor) as f32);
+    let add = |plan: SteeringPlan, v: &Applied| {
+        let multiplier = (v.multiplier * factor * v.unit) as f32;
+        let (operator, scope) = (v.operator, v.scope);
+        plan.with(PlanEntry { vector: Arc::clone(&v.vector), multiplier, operator, scope })
+    };
     Ok(vectors.iter().try_fold(SteeringPlan::new(), add)?)
 }
 
 /// Tells what is odd about a plan on a model; a vector of another model stops unless forced.
 pub(crate) fn warn(plan: &SteeringPlan, model: &Model, force: bool, printer: Printer) -> Outcome {
     // A vector of another width is an error of its own, and says more.
-    plan.edits(model.config())?;
+    plan.edits(model.config(), &PromptShape::default())?;
     for warning in plan.warnings(model.identity()) {
         if matches!(warning, PlanWarning::OtherModel { .. }) && !force {
             return Err(Failure::input(warning).hint("apply it all the same with --force"));

@@ -76,6 +76,10 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
 /// One line on what is ahead; memory and time follow when they are known.
 fn preflight(recipe: &Recipe, data: &RunData, printer: Printer) {
     let pairs = &data.train.pairs;
+    if recipe.method.is_extraction() {
+        let (method, out) = (recipe.method.name(), recipe.out.display());
+        return printer.say(format_args!("{method} of {} pairs, into {out}", pairs.len()));
+    }
     let batches = Order::new(pairs.len(), recipe).batches;
     let passes: usize = batches.iter().map(|batch| batch.pairs.len()).sum();
     let tokens = pairs.iter().map(TokenPair::rows).sum::<usize>() as f64 / pairs.len().max(1) as f64;
@@ -139,6 +143,7 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) {
         ("data.test", args.test.as_deref().map(text)),
         ("method", args.method.map(|m| m.name().to_owned())),
         ("preset", args.preset.map(|p| p.name().to_owned())),
+        ("scope", args.scope.map(String::from)),
         ("precision", args.precision.map(|p| p.name().to_owned())),
         ("prompt.system", args.system.clone()),
     ];

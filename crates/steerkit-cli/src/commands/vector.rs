@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use steerkit::vector::{SteeringVector, VectorSummary};
+use steerkit::interop::{self, ImportOptions};
+use steerkit::vector::VectorSummary;
 
+use super::algebra;
 use crate::args::VectorCommand;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, number};
@@ -15,6 +17,10 @@ const RUNS: &str = "runs";
 pub(crate) fn run(command: VectorCommand, printer: Printer) -> Outcome {
     match command {
         VectorCommand::Inspect { vector } => inspect(&vector, printer),
+        VectorCommand::Convert(args) => algebra::convert(&args, printer),
+        VectorCommand::Combine(args) => algebra::combine(&args, printer),
+        VectorCommand::Compare(args) => algebra::compare(&args, printer),
+        VectorCommand::Calibrate(args) => algebra::calibrated(&args, printer),
     }
 }
 
@@ -77,8 +83,14 @@ struct Inspected<'a> {
 
 fn inspect(name: &str, printer: Printer) -> Outcome {
     let path = find(name)?;
-    let vector = SteeringVector::load(&path)?;
-    let summary = vector.summary();
+    let imported = interop::import(&path, &ImportOptions::default())?;
+    for warning in &imported.warnings {
+        printer.warn(warning);
+    }
+    imported.vectors.iter().try_for_each(|vector| show(&path, vector.summary(), printer))
+}
+
+fn show(path: &Path, summary: VectorSummary, printer: Printer) -> Outcome {
     for warning in &summary.warnings {
         printer.warn(warning);
     }
@@ -86,7 +98,7 @@ fn inspect(name: &str, printer: Printer) -> Outcome {
     for (what, value) in facts(&summary) {
         printer.line(format_args!("  {what:<18}{value}"))?;
     }
-    printer.result(&Inspected { path: &path, summary })
+    printer.result(&Inspected { path, summary })
 }
 
 /// What people want to know, in reading order; what the file does not say is left out.
@@ -105,9 +117,13 @@ fn facts(summary: &VectorSummary) -> Vec<(&'static str, String)> {
         ("norm", format!("{}{dose}", number(summary.norm.into()))),
         ("largest number", number(summary.max_abs.into())),
         ("method", made.method.clone()),
-        ("tokens", made.token_scope.clone()),
+        ("tokens", made.token_scope.to_string()),
     ];
     let mut push = |what, value: Option<String>| facts.extend(value.map(|value| (what, value)));
+    push(
+        "unit dose",
+        made.calibration.as_ref().map(|c| format!("{} times ({} nats)", number(c.multiplier.into()), c.kl)),
+    );
     push("behaviour", made.behaviour.clone());
     push("objective", (!made.objective.is_empty()).then_some(objective));
     push(

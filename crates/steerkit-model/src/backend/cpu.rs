@@ -3,6 +3,7 @@
 use super::Backend;
 use crate::Result;
 use crate::config::{Rope, RopePairing};
+use crate::edit::Shift;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use steerkit_kernels::attention::{self, Heads, Run};
@@ -336,6 +337,13 @@ impl Backend for Cpu {
 
     fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
         rows::softcap(&mut x.data, cap);
+        Ok(())
+    }
+
+    fn shift_rows(&self, x: &mut Tensor, rows: Range<usize>, unit_d: &[f32], shift: Shift) -> Result<()> {
+        for row_d in x.data[rows.start * x.width..rows.end * x.width].chunks_exact_mut(unit_d.len()) {
+            shift.apply(row_d, unit_d);
+        }
         Ok(())
     }
 

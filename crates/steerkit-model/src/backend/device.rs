@@ -6,6 +6,7 @@
 
 use super::Backend;
 use crate::config::{Rope, RopePairing};
+use crate::edit::Shift;
 use crate::engine::CandleDevice;
 use crate::{ModelError, Result};
 use candle_core::{DType, Tensor};
@@ -437,6 +438,16 @@ impl Backend for Device {
     fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
         let cap = f64::from(cap);
         *x = ((&*x / cap)?.tanh()? * cap)?;
+        Ok(())
+    }
+
+    /// On the host: a few rows per step, and one text of the formula for every backend.
+    fn shift_rows(&self, x: &mut Tensor, rows: Range<usize>, unit_d: &[f32], shift: Shift) -> Result<()> {
+        let part = |rows: Range<usize>| x.narrow(0, rows.start, rows.len());
+        let mut moved = self.download(&part(rows.clone())?)?;
+        moved.chunks_exact_mut(unit_d.len()).for_each(|row_d| shift.apply(row_d, unit_d));
+        let moved = self.upload(&moved, unit_d.len())?;
+        *x = Tensor::cat(&[part(0..rows.start)?, moved, part(rows.end..x.dim(0)?)?], 0)?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@ mod tests;
 
 use crate::Result;
 use crate::config::Rope;
+use crate::edit::Shift;
 use std::ops::Range;
 use steerkit_kernels::attention::{Heads, Run};
 use steerkit_kernels::mlp::Activation;
@@ -128,6 +129,14 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn scale(&self, x: &mut Self::Tensor, factor: f32) -> Result<()>;
     /// `x ← cap · tanh(x / cap)`; its VJP is a part of [`Self::log_probs_vjp`].
     fn softcap(&self, x: &mut Self::Tensor, cap: f32) -> Result<()>;
+    /// Moves some rows along the unit vector `unit_d`.
+    fn shift_rows(
+        &self,
+        x: &mut Self::Tensor,
+        rows: Range<usize>,
+        unit_d: &[f32],
+        shift: Shift,
+    ) -> Result<()>;
 
     /// `log softmax(logits)[target]` per row.
     fn log_probs(&self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>>;

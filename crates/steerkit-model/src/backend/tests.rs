@@ -2,6 +2,7 @@
 
 use super::{Backend, cpu::Cpu, device::Device};
 use crate::config::{Rope, RopePairing, RopeScaling};
+use crate::edit::Shift;
 use crate::engine::CandleDevice;
 use crate::{ErrorKind, ModelError, Result};
 use rand::{Rng, SeedableRng};
@@ -215,6 +216,12 @@ mod operations {
         b.softcap(&mut x, 2.5)?;
         results.push(("softcap", b.download(&x)?));
         results.push(("zeros_like", b.download(&b.zeros_like(&x)?)?));
+        let unit: Vec<f32> =
+            (0..d).map(|i| [0.0, 0.6, -0.8][usize::from(i == 3) + 2 * usize::from(i == 7)]).collect();
+        for rows in [0..t, 2..5, 5..t] {
+            b.shift_rows(&mut x, rows, &unit, Shift::OneSided { strength: 0.5, bias: 0.1 })?;
+            results.push(("shift_rows", b.download(&x)?));
+        }
         Ok(results)
     }
 

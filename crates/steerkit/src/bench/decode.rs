@@ -141,7 +141,7 @@ impl<'m> Texts<'m> {
         let vectors: Vec<Edit> = (0..bench.plans)
             .map(|_| {
                 let v: Vec<f32> = (0..d).map(|_| rng.random_range(-0.5..0.5)).collect();
-                Edit { layer: bench.layer, op: EditOp::Add(v.into()) }
+                Edit::new(bench.layer, EditOp::Add(v.into()))
             })
             .collect();
         let edits = |i: usize| vectors.get(i % vectors.len().max(1)).cloned().into_iter().collect();

@@ -71,7 +71,12 @@ pub fn train_speed(
     let batches = batches(pairs.len(), bench);
     let work: Vec<Work> = batches.iter().map(|batch| Work::of(batch, &pairs)).collect();
     let order = Some(Order { batches, steps_per_epoch: bench.steps });
-    let train = TokenSet { rows: (0..pairs.len()).collect(), sha256: data.sha256.clone(), pairs };
+    let train = TokenSet {
+        rows: (0..pairs.len()).collect(),
+        sha256: data.sha256.clone(),
+        pairs,
+        ..TokenSet::default()
+    };
     let data = RunData { train, order, ..RunData::default() };
 
     let began = Instant::now();

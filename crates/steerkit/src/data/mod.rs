@@ -14,6 +14,7 @@ mod classify;
 mod csv;
 mod encoding;
 mod grams;
+mod import;
 mod jsonl;
 mod note;
 mod read;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use import::{Import, Layout};
 pub use note::{Note, NoteKind};
 pub use read::{ColumnMap, Format, ReadOptions, Reader, read};
 pub use split::{Splits, sample};

@@ -54,23 +54,22 @@ pub fn answer(
     on_answer: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Answers> {
     let prompts = request.questions.iter().map(|q| prompting.prompt(q)).collect::<Result<Vec<_>, _>>()?;
-    let edits = request
-        .multipliers
-        .iter()
-        .map(|&m| SteeringPlan::new().add(Arc::clone(vector), m as f32)?.edits(model.config()));
-    let edits = edits.collect::<Result<Vec<_>>>()?;
-    let requests = prompts.iter().flat_map(|prompt| {
-        edits.iter().map(|edits| Request {
-            prompt: prompt.clone(),
-            edits: edits.clone(),
-            sampling: request.sampling,
-            max_tokens: request.max_tokens,
-            stop: Vec::new(),
-        })
-    });
+    let mut requests = Vec::with_capacity(prompts.len() * request.multipliers.len());
+    for (question, prompt) in request.questions.iter().zip(&prompts) {
+        for &multiplier in request.multipliers {
+            let plan = SteeringPlan::new().add(Arc::clone(vector), multiplier as f32)?;
+            requests.push(Request {
+                prompt: prompt.clone(),
+                edits: plan.edits(model.config(), &plan.shape(prompting, question, prompt.len())?)?,
+                sampling: request.sampling,
+                max_tokens: request.max_tokens,
+                stop: Vec::new(),
+            });
+        }
+    }
     let mut done = 0;
     let mut completions = model
-        .generate(requests.collect(), request.max_batch, &mut |event| {
+        .generate(requests, request.max_batch, &mut |event| {
             let ended = event.news.as_ref().is_ok_and(|new| new.finish.is_some());
             done += usize::from(ended);
             if ended { on_answer(done) } else { ControlFlow::Continue(()) }

@@ -1,20 +1,25 @@
-//! Bi-directional preference optimisation (arXiv 2406.00045, Eq. 3).
+//! Bi-directional preference optimisation (arXiv 2406.00045, Eq. 3; with d = +1 only, Eq. 2), and the same held by
+//! an anchor.
 
-use super::{Direction, PairLogps, PairLoss};
+use super::logistic::{sigmoid, softplus};
+use super::{Direction, PairFacts, PairLogps, PairLoss, View};
 use serde::{Deserialize, Serialize};
 
 /// `-log sigma(d · beta · [(pc - rc) - (pr - rr)])` with policy log-probabilities `p`, reference
-/// log-probabilities `r`, chosen `c` and rejected `r`.
+/// log-probabilities `r`, chosen `c` and rejected `r`; with an anchor, minus `anchor · pc/|c|` at `+v` whatever `d`
+/// is. The anchor keeps the chosen response from becoming less likely while the margin grows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Bipo {
     /// Strength of the preference per nat; the paper uses 0.1.
     pub beta: f64,
+    /// Weight of the chosen response's mean log-probability per token at `+v`; 0 for none.
+    pub anchor: f64,
 }
 
 impl Default for Bipo {
     fn default() -> Self {
-        Self { beta: 0.1 }
+        Self { beta: 0.1, anchor: 0.0 }
     }
 }
 
@@ -26,21 +31,28 @@ impl Bipo {
         let d_margin = -scale * sigmoid(-x);
         PairLoss { loss: softplus(-x), d_chosen: d_margin, d_rejected: -d_margin }
     }
-}
 
-/// `1 / (1 + e^-x)` without overflow.
-fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 {
-        1.0 / (1.0 + (-x).exp())
-    } else {
-        let e = x.exp();
-        e / (1.0 + e)
+    /// At `d·v`; and at `+v` for the anchor, where that is another run.
+    pub(super) fn views(&self, direction: Direction) -> Vec<View> {
+        match direction {
+            Direction::Away if self.anchor != 0.0 => vec![View::Added(-1.0), View::Added(1.0)],
+            _ => vec![View::Added(direction.sign())],
+        }
     }
-}
 
-/// `ln(1 + e^x)` without overflow.
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
+    pub(super) fn losses(&self, seen: &[PairLogps], pair: &PairFacts, direction: Direction) -> Vec<PairLoss> {
+        let mut losses = vec![self.loss(seen[0], pair.reference, direction)];
+        if self.anchor != 0.0 {
+            let weight = self.anchor / pair.chosen_tokens as f64;
+            if seen.len() == 2 {
+                losses.push(PairLoss::default());
+            }
+            let last = losses.len() - 1;
+            losses[last].loss -= weight * seen[last].chosen;
+            losses[last].d_chosen -= weight;
+        }
+        losses
+    }
 }
 
 #[cfg(test)]
@@ -57,7 +69,7 @@ mod tests {
     /// d loss / d pc = −0.1 · (1 − sigma(0.8)) = −0.1 · 0.310025519 = −0.0310025519.
     #[test]
     fn a_number_derived_by_hand() {
-        let got = Bipo { beta: 0.1 }.loss(pair(-20.0, -33.0), pair(-25.0, -30.0), Direction::Toward);
+        let got = Bipo::default().loss(pair(-20.0, -33.0), pair(-25.0, -30.0), Direction::Toward);
         assert!((got.loss - 0.371_100_666).abs() < 1e-9, "{got:?}");
         assert!((got.d_chosen + 0.031_002_551_9).abs() < 1e-10, "{got:?}");
         assert_eq!(got.d_rejected, -got.d_chosen);
@@ -73,10 +85,32 @@ mod tests {
         }
     }
 
+    /// By hand: two chosen tokens and anchor 3 add 1.5 · 20 = 30 to the loss and -1.5 to its derivative.
+    #[test]
+    fn the_anchor_is_always_at_plus_v() {
+        let o = Bipo { beta: 0.1, anchor: 3.0 };
+        let facts = PairFacts {
+            reference: pair(-25.0, -30.0),
+            prompt_tokens: 9,
+            chosen_tokens: 2,
+            rejected_tokens: 5,
+        };
+        assert_eq!(o.views(Direction::Toward), [View::Added(1.0)]);
+        let toward = o.losses(&[pair(-20.0, -33.0)], &facts, Direction::Toward);
+        assert!((toward[0].loss - 30.371_100_666).abs() < 1e-9);
+        assert!((toward[0].d_chosen + 1.531_002_551_9).abs() < 1e-10);
+        assert!((toward[0].d_rejected - 0.031_002_551_9).abs() < 1e-10);
+        assert_eq!(o.views(Direction::Away), [View::Added(-1.0), View::Added(1.0)]);
+        let away = o.losses(&[pair(-26.0, -29.0), pair(-20.0, -33.0)], &facts, Direction::Away);
+        assert_eq!(away[0], Bipo::default().loss(pair(-26.0, -29.0), facts.reference, Direction::Away));
+        assert_eq!(away[1], PairLoss { loss: 30.0, d_chosen: -1.5, d_rejected: 0.0 });
+    }
+
     #[test]
     fn large_margins_stay_finite() {
         for margin in [-1e6, 1e6] {
-            let got = Bipo { beta: 1.0 }.loss(pair(margin, 0.0), pair(0.0, 0.0), Direction::Toward);
+            let got =
+                Bipo { beta: 1.0, anchor: 0.0 }.loss(pair(margin, 0.0), pair(0.0, 0.0), Direction::Toward);
             assert!(got.loss.is_finite() && got.d_chosen.is_finite());
             assert_eq!(got.loss, (-margin).max(0.0));
         }
@@ -89,7 +123,7 @@ mod tests {
             beta in 0.01f64..0.5, toward: bool,
         ) {
             let d = if toward { Direction::Toward } else { Direction::Away };
-            let f = |pc, pr| Bipo { beta }.loss(pair(pc, pr), pair(rc, rr), d);
+            let f = |pc, pr| Bipo { beta, anchor: 0.0 }.loss(pair(pc, pr), pair(rc, rr), d);
             let (at, e) = (f(pc, pr), 1e-4);
             let by_chosen = (f(pc + e, pr).loss - f(pc - e, pr).loss) / (2.0 * e);
             let by_rejected = (f(pc, pr + e).loss - f(pc, pr - e).loss) / (2.0 * e);

@@ -2,14 +2,17 @@
 
 mod adamw;
 mod clip;
+mod factored;
 mod norm_budget;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWState};
 pub use clip::clip_by_norm;
+pub use factored::{FactoredAdamW, FactoredState};
 pub use norm_budget::{NormBudget, NormBudgetState};
 pub use schedule::{Cosine, Warmup};
 
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 /// The registry of optimisers; in a recipe `optimiser.kind` names the variant.
@@ -21,6 +24,9 @@ pub enum Optimiser {
     AdamW(AdamW),
     /// Normalised gradients under a fixed final norm.
     NormBudget(NormBudget),
+    /// AdamW on a direction and a factor.
+    #[serde(rename = "factored-adamw")]
+    Factored(FactoredAdamW),
 }
 
 /// What an optimiser remembers between steps.
@@ -30,6 +36,8 @@ pub enum OptimiserState {
     AdamW(AdamWState),
     /// Of [`Optimiser::NormBudget`].
     NormBudget(NormBudgetState),
+    /// Of [`Optimiser::Factored`].
+    Factored(FactoredState),
 }
 
 /// Numbers that steer an optimiser from outside.
@@ -55,12 +63,24 @@ pub struct Update {
 }
 
 impl Optimiser {
-    /// The state before the first step, for a vector of `d` numbers.
-    pub fn start(&self, d: usize) -> OptimiserState {
-        match self {
+    /// The state before the first step and the vector then, `[d]`.
+    pub fn start(&self, d: usize, seed: u64) -> (OptimiserState, Vec<f32>) {
+        let mut v = vec![0.0; d];
+        let state = match self {
             Self::AdamW(_) => OptimiserState::AdamW(AdamWState::new(d)),
             Self::NormBudget(_) => OptimiserState::NormBudget(NormBudgetState::new(d)),
-        }
+            Self::Factored(o) => {
+                let state = o.start(d, seed);
+                state.vector(&mut v);
+                OptimiserState::Factored(state)
+            }
+        };
+        (state, v)
+    }
+
+    /// Whether every step counts alike, whatever it measured.
+    pub fn weighs_steps_alike(&self) -> bool {
+        matches!(self, Self::NormBudget(_))
     }
 
     /// Moves `v` by one step along `grad` = d loss / d v.
@@ -86,9 +106,26 @@ impl Optimiser {
                 o.update(s, v, &grad, at);
                 Update { grad_norm, lr: None }
             }
+            (Self::Factored(o), OptimiserState::Factored(s)) => {
+                let grad_norm = clip_by_norm(&mut grad, o.clip);
+                o.update(s, v, &grad, at);
+                Update { grad_norm, lr: Some(o.lr) }
+            }
             _ => panic!("the optimiser and its state are of one kind"),
         }
     }
+}
+
+/// A direction drawn uniformly from the sphere, of norm `length` `[d]`.
+pub(crate) fn random_direction(d: usize, length: f64, rng: &mut impl Rng) -> Vec<f32> {
+    // Box and Muller's transform of two uniform numbers; 1 - u is never 0.
+    let mut normal = || {
+        let (u, t): (f64, f64) = (rng.random(), rng.random());
+        (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * t).cos()
+    };
+    let x: Vec<f64> = (0..d).map(|_| normal()).collect();
+    let scale = length / x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    x.into_iter().map(|x| (x * scale) as f32).collect()
 }
 
 /// Euclidean norm, summed in f64.

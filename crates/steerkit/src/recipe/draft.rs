@@ -1,6 +1,6 @@
 //! From what a person wrote to a recipe.
 
-use super::{Preset, Recipe};
+use super::{Method, Preset, Recipe};
 use crate::{Result, SteerError};
 use serde::Deserialize;
 use std::{
@@ -131,18 +131,25 @@ impl Draft {
             defaults.remove("steps");
         }
         let nowhere = self.set_span(self.sets.len());
+        let method = self.method(root, &defaults)?;
+        let own = DeTable::parse(method.text()).expect("the methods are TOML").into_inner();
+        merge(root, own, &nowhere);
         merge(root, defaults, &nowhere);
         let word = |text: &'static str| Spanned::new(nowhere.clone(), DeValue::String(Cow::Borrowed(text)));
         let key = |text: &'static str| Spanned::new(nowhere.clone(), Cow::Borrowed(text));
         root.entry(key("preset")).or_insert(word(preset.name()));
-        let method = root.get("method").cloned().unwrap_or(word("bipo"));
-        let objective = root
-            .entry(key("objective"))
-            .or_insert(Spanned::new(nowhere.clone(), DeValue::Table(Table::new())));
-        if let DeValue::Table(objective) = objective.get_mut() {
-            objective.entry(key("kind")).or_insert(method);
-        }
         Ok(())
+    }
+
+    /// The method that the person names, or the preset's.
+    fn method(&self, root: &Table<'_>, preset: &Table<'_>) -> Result<Method> {
+        let Some(value) = root.get("method").or(preset.get("method")) else { return Ok(Method::Bipo) };
+        let name = value.get_ref().as_str().unwrap_or(value.get_ref().type_str());
+        Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(|| {
+            let known = Method::ALL.map(|m| format!("`{}`", m.name())).join(", ");
+            let message = format!("unknown variant `{name}`, expected one of {known}");
+            self.error(&message, Some(value.span()), None)
+        })
     }
 
     /// An error at `span`; `keys` gives the place of an unknown key, which serde loses inside tagged tables.
@@ -222,8 +229,10 @@ fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
 mod tests {
     use super::*;
     use crate::{
+        objective::{Bipo, Objective},
         optim::{AdamW, Optimiser},
-        recipe::{LayerChoice, Warmup},
+        recipe::{Directions, LayerChoice, Warmup},
+        scope::TokenScope,
     };
 
     const MINIMAL: &str = "model = \"m.gguf\"\nout = \"runs/a\"\n[data]\ntrain = \"a.csv\"\n";
@@ -304,6 +313,38 @@ mod tests {
         let (message, _) = refused(&format!("{MINIMAL}[objective]\nbeta = nan\n"));
         assert!(message.contains("line 6, column 1: `beta`"), "{message}");
         assert!(refused("model = \"m\"\n").0.contains("missing key"), "{:?}", refused("model = \"m\"\n"));
+    }
+
+    #[test]
+    fn methods_bring_their_defaults() {
+        let of = |line: &str| resolve(&format!("{line}\n{MINIMAL}"));
+        let reps = of("method = \"reps\"");
+        assert_eq!((reps.objective.kind(), reps.scope), ("reps", TokenScope::AllButFirst));
+        assert_eq!((reps.directions, reps.batch), (Directions::Toward, 16));
+        let prosv = of("method = \"prosv\"\nscope = \"first-1+last-3\"");
+        assert_eq!(prosv.scope, TokenScope::Ends { first: 1, last: 3 });
+        assert!(matches!(prosv.optimiser, Optimiser::Factored(_)) && prosv.objective.kind() == "nll");
+        assert!(matches!(
+            of("method = \"prosv\"\nobjective = { kind = \"reps\" }").objective,
+            Objective::Reps(_)
+        ));
+        let anchor = of("method = \"bipo-anchor\"\npreset = \"paper\"");
+        assert_eq!(anchor.objective, Objective::Bipo(Bipo { beta: 0.1, anchor: 1.0 }));
+        assert_eq!(anchor.directions, Directions::Drawn);
+        for method in Method::ALL {
+            let recipe = of(&format!("method = {:?}", method.name()));
+            assert_eq!((resolve(&recipe.to_toml()), recipe.method), (recipe.clone(), method));
+        }
+        let (message, hint) = refused(&format!("method = \"rep\"\n{MINIMAL}"));
+        assert!(message.contains("line 1, column 10: unknown variant `rep`"), "{message}");
+        assert_eq!(hint.as_deref(), Some("did you mean `reps`?"));
+        let (message, _) =
+            refused(&format!("method = \"caa\"\nobjective = {{ kind = \"reps\" }}\n{MINIMAL}"));
+        assert!(message.contains("expected \"bipo\" for the method \"caa\""), "{message}");
+        let (message, _) = refused(&format!("scope = \"everywhere\"\n{MINIMAL}"));
+        assert!(message.contains("line 1, column 9") && message.contains("last-user"), "{message}");
+        let (message, _) = refused(&format!("method = \"reps\"\n{MINIMAL}[objective]\nfactors = [1, -2]\n"));
+        assert!(message.contains("`factors`: found -2"), "{message}");
     }
 
     #[test]

@@ -5,13 +5,16 @@
 //! text is saved beside the result.
 
 mod draft;
+mod method;
 
 pub use draft::Draft;
+pub use method::Method;
 
 use crate::{
     data::ColumnMap,
     objective::Objective,
     optim::{Optimiser, Warmup},
+    scope::TokenScope,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -42,7 +45,10 @@ pub struct Recipe {
     pub steps: Option<usize>,
     /// How d is chosen.
     pub directions: Directions,
-    /// Seed of the data order, of d and of the held-out pairs.
+    /// The tokens that the vector acts on.
+    #[serde(default)]
+    pub scope: TokenScope,
+    /// Seed of the data order, of d, of drawn factors and directions, and of the held-out pairs.
     pub seed: u64,
     /// Arithmetic of the model's large products.
     pub precision: Precision,
@@ -61,6 +67,9 @@ pub struct Recipe {
     pub objective: Objective,
     /// The optimiser.
     pub optimiser: Optimiser,
+    /// Vectors from activations.
+    #[serde(default)]
+    pub extract: ExtractSettings,
     /// What is measured.
     #[serde(default)]
     pub eval: EvalSettings,
@@ -106,14 +115,6 @@ impl Preset {
             Self::Official => include_str!("official.toml"),
         }
     }
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// Bi-directional preference optimisation of one vector.
-    Bipo,
 }
 
 /// The block after which the vector is added.
@@ -170,6 +171,8 @@ pub enum Directions {
     Balanced,
     /// Always +1 (the paper's uni-directional ablation, Eq. 2).
     Toward,
+    /// Every pair of a batch with +1 and with -1, at twice the cost.
+    Both,
 }
 
 /// Arithmetic of the model's large products.
@@ -206,6 +209,27 @@ pub struct DataSettings {
     /// Names of the columns, where they are not the usual ones.
     #[serde(default)]
     pub columns: ColumnMap,
+}
+
+/// Vectors from activations or one gradient.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExtractSettings {
+    /// Norm of the vector as a share of the median norm of the residual stream; the method's own norm unless given.
+    pub dose: Option<f64>,
+    /// What the principal component is of.
+    pub pca: PcaOf,
+}
+
+/// What a principal component is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PcaOf {
+    /// Both responses of a pair around their own middle (repeng's `pca_center`).
+    #[default]
+    Centre,
+    /// The pairs' differences around their mean (repeng's `pca_diff`).
+    Difference,
 }
 
 /// How a pair becomes tokens.
@@ -352,10 +376,29 @@ impl Recipe {
                 return fault(key, "found 0, expected at least 1".into());
             }
         }
-        let Objective::Bipo(bipo) = &self.objective;
-        positive("beta", bipo.beta)?;
+        if let Some((key, found, expected)) = self.objective.fault() {
+            return fault(key, format!("found {found}, expected {expected}"));
+        }
+        if let Some(kind) = self.method.objective().filter(|kind| *kind != self.objective.kind()) {
+            let (method, found) = (self.method.name(), self.objective.kind());
+            return fault(
+                "objective",
+                format!("found {found:?}, expected {kind:?} for the method {method:?}"),
+            );
+        }
+        self.extract.dose.map_or(Ok(()), |dose| positive("dose", dose))?;
         match &self.optimiser {
             Optimiser::NormBudget(o) => positive("dose", o.dose)?,
+            Optimiser::Factored(o) => {
+                for (key, x) in [("lr", o.lr), ("lr_factor", o.lr_factor), ("norm", o.norm)] {
+                    positive(key, x)?;
+                }
+                positive("factor", o.factor)?;
+                o.clip.map_or(Ok(()), |c| positive("clip", c))?;
+                if !(o.weight_decay.is_finite() && o.weight_decay >= 0.0) {
+                    return fault("weight_decay", format!("found {}, expected 0 or more", o.weight_decay));
+                }
+            }
             Optimiser::AdamW(o) => {
                 positive("lr", o.lr)?;
                 positive("eps", o.eps)?;

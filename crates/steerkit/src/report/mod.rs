@@ -8,12 +8,14 @@
 mod chart;
 mod escape;
 mod figures;
+mod heat_map;
 mod html;
 mod lead;
 mod number;
 mod scale;
 
 pub use chart::{Axis, Chart, Point, Reference, Series, Spread};
+pub use heat_map::HeatMap;
 pub use scale::TickFormat;
 
 use serde::{Deserialize, Serialize};

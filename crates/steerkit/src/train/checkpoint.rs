@@ -11,7 +11,7 @@ use crate::{
     Result,
     error::malformed,
     files::{hex, sha256, write_atomic},
-    optim::{AdamWState, NormBudgetState, OptimiserState},
+    optim::{AdamWState, FactoredState, NormBudgetState, OptimiserState},
 };
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,7 @@ struct Stored {
 enum StoredOptimiser {
     Adamw { mean: String, square: String, updates: u64 },
     NormBudget { sum: String },
+    Factored { direction: String, factor: String, moments: [[String; 2]; 2], updates: u64 },
 }
 
 impl Checkpoint {
@@ -122,6 +123,12 @@ impl Checkpoint {
                 let bytes: Vec<u8> = sum.iter().flat_map(|x| x.to_le_bytes()).collect();
                 StoredOptimiser::NormBudget { sum: hex(&bytes) }
             }
+            OptimiserState::Factored(s) => StoredOptimiser::Factored {
+                direction: f32_hex(&s.direction),
+                factor: f32_hex(&[s.factor]),
+                moments: [&s.of_direction, &s.of_factor].map(|m| [f32_hex(&m.mean), f32_hex(&m.square)]),
+                updates: s.of_direction.updates,
+            },
         };
         let stored = Stored {
             recipe: self.recipe.clone(),
@@ -154,6 +161,17 @@ impl Checkpoint {
                 let bytes = unhex(&sum)?;
                 let sum = bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
                 OptimiserState::NormBudget(NormBudgetState { sum })
+            }
+            StoredOptimiser::Factored { direction, factor, moments: [w, f], updates } => {
+                let moments = |[mean, square]: [String; 2]| -> Result<AdamWState, String> {
+                    Ok(AdamWState { mean: f32_values(&mean)?, square: f32_values(&square)?, updates })
+                };
+                OptimiserState::Factored(FactoredState {
+                    direction: f32_values(&direction)?,
+                    factor: f32_values(&factor)?.first().copied().ok_or("the factor is missing")?,
+                    of_direction: moments(w)?,
+                    of_factor: moments(f)?,
+                })
             }
         };
         Ok(Self {
@@ -208,6 +226,12 @@ mod tests {
         for state in [
             OptimiserState::NormBudget(NormBudgetState { sum: vec![0.1, 1e-300, -2.0] }),
             OptimiserState::AdamW(AdamWState { mean: vec![0.3], square: vec![1e-40], updates: 7 }),
+            OptimiserState::Factored(FactoredState {
+                direction: vec![0.1, -3e-40],
+                factor: -2.5,
+                of_direction: AdamWState { mean: vec![0.3, 1.0], square: vec![1e-40, 2.0], updates: 7 },
+                of_factor: AdamWState { mean: vec![0.7], square: vec![0.1], updates: 7 },
+            }),
         ] {
             let checkpoint = Checkpoint { optimiser: state, ..example(5) };
             checkpoint.write(folder.path()).unwrap();

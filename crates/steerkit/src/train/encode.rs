@@ -8,11 +8,13 @@ use crate::{
     Result,
     data::{self, Dataset, ReadOptions, Splits},
     error::malformed,
+    extract,
     files::sha256,
-    recipe::{self, Recipe},
+    recipe::{self, Method, Recipe},
+    scope::PromptShape,
 };
 use rand::seq::SliceRandom;
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path};
 use steerkit_model::{LeadingSpace, Model, Prompting};
 
 /// The pairs of one split as tokens.
@@ -22,8 +24,20 @@ pub struct TokenSet {
     pub pairs: Vec<TokenPair>,
     /// The row of the data file that each pair came from, from 0.
     pub rows: Vec<usize>,
+    /// The tokens of each prompt that are the user's, where the token scope asks for them; else empty.
+    pub last_user: Vec<Range<usize>>,
     /// SHA-256 of the data file.
     pub sha256: String,
+}
+
+impl TokenSet {
+    /// What a scope must know of the prompt of pair `i`.
+    pub(crate) fn shape(&self, i: usize) -> PromptShape {
+        PromptShape {
+            len: self.pairs[i].prompt.len(),
+            last_user: self.last_user.get(i).cloned().unwrap_or_default(),
+        }
+    }
 }
 
 /// All pairs of a run.
@@ -78,12 +92,16 @@ impl RunData {
             let limit = recipe.eval.limit.unwrap_or(usize::MAX);
             set.pairs.truncate(limit);
             set.rows.truncate(limit);
+            set.last_user.truncate(limit);
             set
         };
         let valid = match &splits.valid {
             Some(set) => Some(limited(encode(set, observer)?)),
             None => hold_out(&mut train, recipe, observer),
         };
+        if recipe.method == Method::Caa {
+            train = letters(&prompting, &splits.train, &train.rows, recipe, observer)?;
+        }
         let test = splits.test.as_ref().map(|set| encode(set, observer)).transpose()?.map(limited);
         Ok(Self { train, valid, test, order: None })
     }
@@ -141,6 +159,7 @@ fn encode(
 ) -> Result<TokenSet> {
     let longest = prompting.max_length.unwrap_or(usize::MAX);
     let (mut pairs, mut cut) = (Vec::with_capacity(set.pairs.len()), Vec::new());
+    let mut last_user = Vec::new();
     for (row, pair) in set.pairs.iter().enumerate() {
         let tokens = prompting.pair(&pair.prompt, &pair.chosen, &pair.rejected)?;
         let shortened = tokens.cut_from_prompt + tokens.cut_from_responses;
@@ -154,6 +173,10 @@ fn encode(
         if shortened > 0 {
             cut.push(row + 1);
         }
+        if recipe.scope.needs_user() {
+            let (len, cut) = (tokens.prompt.len(), tokens.cut_from_prompt);
+            last_user.push(PromptShape::of_question(prompting, &pair.prompt, len, cut)?.last_user);
+        }
         pairs.push(TokenPair { prompt: tokens.prompt, chosen: tokens.chosen, rejected: tokens.rejected });
     }
     if let Some(first) = cut.first() {
@@ -165,7 +188,27 @@ fn encode(
             pairs.len()
         )));
     }
-    Ok(TokenSet { rows: (0..pairs.len()).collect(), pairs, sha256: set.sha256.clone() })
+    Ok(TokenSet { rows: (0..pairs.len()).collect(), pairs, last_user, sha256: set.sha256.clone() })
+}
+
+/// The rows of `set` as multiple choices that are answered by a letter.
+fn letters(
+    prompting: &Prompting<'_>,
+    set: &Dataset,
+    rows: &[usize],
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+) -> Result<TokenSet> {
+    let pairs: Vec<_> =
+        rows.iter().enumerate().map(|(i, &row)| extract::letter_pair(&set.pairs[row], i)).collect();
+    let built = rows.iter().zip(&pairs).filter(|(row, pair)| set.pairs[**row].prompt != pair.prompt).count();
+    if built > 0 {
+        let n = pairs.len();
+        observer
+            .event(Event::Note(format!("{built} of {n} pairs were made into multiple choices (A) and (B)")));
+    }
+    let set = Dataset { pairs, ..set.clone() };
+    Ok(TokenSet { rows: rows.to_vec(), ..encode(prompting, &set, recipe, observer)? })
 }
 
 /// Takes held-out pairs from `train`: as many as the recipe asks for, at most a fifth.
@@ -183,6 +226,7 @@ fn hold_out(train: &mut TokenSet, recipe: &Recipe, observer: &mut dyn Observer) 
         TokenSet {
             pairs: places.iter().map(|&i| train.pairs[i].clone()).collect(),
             rows: places.iter().map(|&i| train.rows[i]).collect(),
+            last_user: places.iter().filter_map(|&i| train.last_user.get(i).cloned()).collect(),
             sha256: train.sha256.clone(),
         }
     };

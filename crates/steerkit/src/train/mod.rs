@@ -12,9 +12,11 @@ mod evaluate;
 mod layer;
 mod lock;
 mod memory;
-mod observer;
-mod order;
-mod pass;
+#[cfg(test)]
+mod objective_goldens;
+pub(crate) mod observer;
+pub(crate) mod order;
+pub(crate) mod pass;
 mod run;
 
 pub use encode::{RunData, TokenSet};

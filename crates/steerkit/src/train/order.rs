@@ -5,7 +5,6 @@
 
 use crate::{
     objective::Direction,
-    optim::Optimiser,
     recipe::{Directions, Recipe},
 };
 use rand::{Rng, SeedableRng, seq::SliceRandom};
@@ -38,6 +37,8 @@ pub(crate) enum Stream {
     Direction = 2,
     Holdout = 3,
     LayerSearch = 4,
+    Factor = 5,
+    Random = 7,
 }
 
 /// The generator of one use of the seed.
@@ -58,7 +59,7 @@ impl Order {
     pub fn new(n: usize, recipe: &Recipe) -> Self {
         assert!(n > 0, "there is at least one pair to train on");
         let size = recipe.batch.min(n);
-        let short_batches = matches!(recipe.optimiser, Optimiser::AdamW(_));
+        let short_batches = !recipe.optimiser.weighs_steps_alike();
         let steps_per_epoch = n.div_ceil(size);
         let total = recipe.steps.unwrap_or_else(|| {
             let epochs = recipe.epochs.unwrap_or(1);
@@ -85,11 +86,19 @@ impl Order {
                     pairs.extend(left.pop());
                 }
                 let directions = directions(recipe.directions, pairs.len(), &mut draw);
-                let pairs = pairs.into_iter().zip(directions).collect();
+                let mut pairs: Vec<_> = pairs.into_iter().zip(directions).collect();
+                if recipe.directions == Directions::Both {
+                    pairs = pairs.into_iter().flat_map(|(i, d)| [(i, d), (i, d.flipped())]).collect();
+                }
                 Batch { pairs, epoch, ends_epoch: left.is_empty() || began != epoch }
             })
             .collect();
         Self { batches, steps_per_epoch }
+    }
+
+    /// No steps: for methods that look at every pair once.
+    pub(crate) fn none() -> Self {
+        Self { batches: Vec::new(), steps_per_epoch: 1 }
     }
 
     /// The pairs that any step uses, ascending.
@@ -106,6 +115,17 @@ impl Order {
     }
 }
 
+/// The factor of each of the `n` pairs of step `step`, drawn from `factors`.
+pub(crate) fn factors(factors: &[f32], seed: u64, step: usize, n: usize) -> Vec<f32> {
+    if let [only] = factors {
+        return vec![*only; n];
+    }
+    let mut rng = generator(seed, Stream::Factor);
+    // A place of its own for every step: a resumed run draws what an uninterrupted one draws.
+    rng.set_word_pos((step as u128) << 24);
+    (0..n).map(|_| factors[rng.random_range(0..factors.len())]).collect()
+}
+
 fn directions(rule: Directions, n: usize, draw: &mut ChaCha20Rng) -> Vec<Direction> {
     match rule {
         Directions::Toward => vec![Direction::Toward; n],
@@ -116,6 +136,7 @@ fn directions(rule: Directions, n: usize, draw: &mut ChaCha20Rng) -> Vec<Directi
             let half = n.div_ceil(2);
             (0..n).map(|i| if i < half { Direction::Toward } else { Direction::Away }).collect()
         }
+        Directions::Both => vec![Direction::Toward; n],
     }
 }
 

@@ -4,9 +4,9 @@ use super::{
     cache::PairCache,
     observer::{Halt, check},
 };
-use crate::objective::{Direction, Objective, PairLogps};
+use crate::objective::{Direction, Objective, PairFacts, PairLogps, View};
 use std::{ops::Range, sync::atomic::AtomicBool};
-use steerkit_model::{Keep, Model, Pack, pack::PairSpan};
+use steerkit_model::{Keep, Model, Pack, Positions, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,27 +31,32 @@ impl TokenPair {
     }
 }
 
-/// Pairs in one pack. Those whose residual stream gets the same multiple of `v` are one text: they share what
-/// their prompts begin with.
+/// Pairs in one pack. Those that are steered alike are one text: they share what their prompts begin with.
 pub(crate) struct Packed {
     pub(crate) pack: Pack,
     /// Where each pair lies, in the order given.
     pub(crate) spans: Vec<PairSpan>,
-    /// The rows of each text and what scales `v` there.
-    texts: Vec<(Range<usize>, f32)>,
+    texts: Vec<Text>,
+}
+
+/// Pairs that are steered alike.
+struct Text {
+    rows: Range<usize>,
+    /// The first of its items.
+    item: usize,
 }
 
 impl Packed {
-    /// Packs pairs, each with what scales `v` there.
-    pub(crate) fn new(items: &[(&TokenPair, f32)]) -> Self {
+    /// Packs pairs, each with how it is steered.
+    pub(crate) fn new<'a, K: PartialEq>(items: impl IntoIterator<Item = (&'a TokenPair, K)>) -> Self {
+        let items: Vec<_> = items.into_iter().collect();
         let (mut pack, mut texts) = (Pack::default(), Vec::new());
         let mut spans: Vec<Option<PairSpan>> = vec![None; items.len()];
         for first in 0..items.len() {
             if spans[first].is_some() {
                 continue;
             }
-            let scale = items[first].1;
-            let same: Vec<usize> = (first..items.len()).filter(|&i| items[i].1 == scale).collect();
+            let same: Vec<usize> = (first..items.len()).filter(|&i| items[i].1 == items[first].1).collect();
             let sides = |i: &usize| {
                 let pair = items[*i].0;
                 [&pair.prompt[..], &pair.chosen, &pair.rejected]
@@ -61,57 +66,20 @@ impl Packed {
             for (i, span) in same.into_iter().zip(of_text) {
                 spans[i] = Some(span);
             }
-            texts.push((start..pack.len(), scale));
+            texts.push(Text { rows: start..pack.len(), item: first });
         }
         Self { pack, spans: spans.into_iter().flatten().collect(), texts }
     }
 
     /// Packs pairs of which none is steered.
     pub(crate) fn unsteered<'a>(pairs: impl IntoIterator<Item = &'a TokenPair>) -> Self {
-        Self::new(&pairs.into_iter().map(|pair| (pair, 0.0)).collect::<Vec<_>>())
+        Self::new(pairs.into_iter().map(|pair| (pair, ())))
     }
 
     /// The rows of a pair, shared and own, from those of the pack.
     pub(crate) fn pair_rows(span: &PairSpan, rows_td: &[f32], d: usize) -> Vec<f32> {
         let rows = |range: &Range<usize>| &rows_td[range.start * d..range.end * d];
         [rows(&span.shared), rows(&span.rows)].concat()
-    }
-
-    /// The residual stream of the pack with the multiples of `v` added; `read` gives that of a pair alone.
-    fn steered(
-        &self,
-        v: &[f32],
-        mut read: impl FnMut(usize, &mut [f32]) -> std::io::Result<()>,
-    ) -> std::io::Result<Vec<f32>> {
-        let d = v.len();
-        let mut h_td = vec![0f32; self.pack.len() * d];
-        let mut pair_td = Vec::new();
-        for (i, span) in self.spans.iter().enumerate() {
-            let shared = span.shared.len() * d;
-            pair_td.resize(shared + span.rows.len() * d, 0.0);
-            read(i, &mut pair_td)?;
-            h_td[span.shared.start * d..span.shared.end * d].copy_from_slice(&pair_td[..shared]);
-            h_td[span.rows.start * d..span.rows.end * d].copy_from_slice(&pair_td[shared..]);
-        }
-        for (rows, scale) in &self.texts {
-            let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
-            for row in h_td[rows.start * d..rows.end * d].chunks_exact_mut(d) {
-                row.iter_mut().zip(&edit).for_each(|(h, e)| *h += e);
-            }
-        }
-        Ok(h_td)
-    }
-
-    /// `Σ scale · Σ rows` over the texts, in f64: what a gradient with respect to the rows means for `v`.
-    fn add_gradient(&self, dh_td: &[f32], grad: &mut [f64]) {
-        let d = grad.len();
-        for (rows, scale) in &self.texts {
-            let mut sum = vec![0f64; d];
-            for row in dh_td[rows.start * d..rows.end * d].chunks_exact(d) {
-                sum.iter_mut().zip(row).for_each(|(s, &x)| *s += f64::from(x));
-            }
-            grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += f64::from(*scale) * s);
-        }
     }
 }
 
@@ -148,6 +116,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) model: &'a Model,
     pub(crate) layer: usize,
     pub(crate) pairs: Vec<TokenPair>,
+    /// Where the vector acts on each pair.
+    pub(crate) scopes: Vec<Positions>,
     pub(crate) cache: PairCache,
     pub(crate) micro_batch_rows: usize,
 }
@@ -176,21 +146,22 @@ impl Prepared<'_> {
         let mut all = Vec::with_capacity(items.len());
         for run in micro_batches(items.iter().map(|i| self.pairs[i.0].rows()), self.micro_batch_rows) {
             check(cancel)?;
-            let (packed, h_td) = self.steered(&items[run], v)?;
+            let items: Vec<_> = items[run].iter().map(|&(i, scale)| (i, View::Added(scale))).collect();
+            let (packed, h_td) = self.steered(&items, v)?;
             let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::Nothing)?;
             all.extend(packed.spans.iter().map(|span| pair_logps(scores.logps(), span)));
         }
         Ok(all)
     }
 
-    /// Mean loss of `batch` and its gradient with respect to `v`.
+    /// Mean loss of `batch` and its gradient with respect to `v`; `factors` are those of the batch's pairs.
     ///
-    /// With `h + d·v` in every row, d loss / d v is `d` times the sum over all rows of d loss / d h. Rows are summed
-    /// in order, in f64. How the batch is cut into micro-batches decides which pairs share the rows of
+    /// Rows are summed in order, in f64. How the batch is cut into micro-batches decides which pairs share the rows of
     /// what their prompts begin with, and so the last bits of the gradient; the recipe fixes it.
     pub(crate) fn gradient(
         &self,
         batch: &[(usize, Direction)],
+        factors: &[f32],
         v: &[f32],
         objective: &Objective,
         cancel: &AtomicBool,
@@ -198,40 +169,163 @@ impl Prepared<'_> {
         let d = v.len();
         let (mut loss, mut margin, mut right) = (0.0, 0.0, 0usize);
         let mut grad = vec![0f64; d];
-        let rows = batch.iter().map(|item| self.pairs[item.0].rows());
+        let views: Vec<Vec<View>> =
+            batch.iter().zip(factors).map(|(item, &factor)| objective.views(item.1, factor)).collect();
+        let rows = batch.iter().zip(&views).map(|(item, views)| self.pairs[item.0].rows() * views.len());
         for run in micro_batches(rows, self.micro_batch_rows) {
             check(cancel)?;
-            let batch = &batch[run];
-            let items: Vec<_> = batch.iter().map(|&(i, direction)| (i, direction.sign())).collect();
+            let (batch, views) = (&batch[run.clone()], &views[run]);
+            let items: Vec<_> = batch
+                .iter()
+                .zip(views)
+                .flat_map(|(item, views)| views.iter().map(|&v| (item.0, v)))
+                .collect();
             let (packed, h_td) = self.steered(&items, v)?;
             let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::ForVjp)?;
             let mut coef = vec![0f32; scores.logps().len()];
-            for (&(i, direction), span) in batch.iter().zip(&packed.spans) {
-                let (policy, reference) = (pair_logps(scores.logps(), span), self.cache.reference(i));
-                let pair = objective.loss(policy, reference, direction);
-                coef[span.chosen.clone()].fill(pair.d_chosen as f32);
-                coef[span.rejected.clone()].fill(pair.d_rejected as f32);
-                let toward = f64::from(direction.sign()) * policy.relative_to(reference).margin();
-                loss += pair.loss;
+            let mut of_pair = packed.spans.as_slice();
+            for (&(i, direction), views) in batch.iter().zip(views) {
+                let (spans, rest) = of_pair.split_at(views.len());
+                of_pair = rest;
+                let seen: Vec<PairLogps> =
+                    spans.iter().map(|span| pair_logps(scores.logps(), span)).collect();
+                let losses = objective.losses(&seen, &self.facts(i), direction);
+                for (span, own) in spans.iter().zip(&losses) {
+                    coef[span.chosen.clone()].fill(own.d_chosen as f32);
+                    coef[span.rejected.clone()].fill(own.d_rejected as f32);
+                    loss += own.loss;
+                }
+                let relative = seen[0].relative_to(self.cache.reference(i));
+                let toward = f64::from(direction.sign()) * relative.margin();
                 margin += toward;
                 right += usize::from(toward > 0.0);
             }
             drop(h_td);
             let dh_td = scores.vjp(&coef)?;
-            packed.add_gradient(&dh_td, &mut grad);
+            self.add_gradient(&packed, &items, v, &dh_td, &mut grad)?;
         }
         let n = batch.len() as f64;
         let grad = grad.into_iter().map(|g| (g / n) as f32).collect();
         Ok(BatchGradient { loss: loss / n, margin: margin / n, accuracy: right as f64 / n, grad })
     }
 
-    /// The packed pairs and their residual stream with `scale · v` added to every row.
-    fn steered(&self, items: &[(usize, f32)], v: &[f32]) -> Result<(Packed, Vec<f32>), Halt> {
-        let packed =
-            Packed::new(&items.iter().map(|&(i, scale)| (&self.pairs[i], scale)).collect::<Vec<_>>());
-        let h_td = packed.steered(v, |item, out| self.cache.read(items[item].0, out))?;
+    /// What an objective knows of pair `i` before it is steered.
+    fn facts(&self, i: usize) -> PairFacts {
+        let pair = &self.pairs[i];
+        PairFacts {
+            reference: self.cache.reference(i),
+            prompt_tokens: pair.prompt.len(),
+            chosen_tokens: pair.chosen.len(),
+            rejected_tokens: pair.rejected.len(),
+        }
+    }
+
+    /// The packed runs and their residual stream, edited where the scope lets them be.
+    fn steered(&self, items: &[(usize, View)], v: &[f32]) -> Result<(Packed, Vec<f32>), Halt> {
+        let d = v.len();
+        let packed = Packed::new(items.iter().map(|&(i, view)| (&self.pairs[i], (view, &self.scopes[i]))));
+        let mut h_td = self.residual(&packed, items, d)?;
+        for text in &packed.texts {
+            let edited = self.edited(&packed, text, items);
+            match items[text.item].1 {
+                View::Added(scale) => {
+                    let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
+                    for row in edited {
+                        let row = &mut h_td[row * d..(row + 1) * d];
+                        row.iter_mut().zip(&edit).for_each(|(h, e)| *h += e);
+                    }
+                }
+                View::Nulled => {
+                    let square = dot(v, v).max(f64::MIN_POSITIVE);
+                    for row in edited {
+                        let row = &mut h_td[row * d..(row + 1) * d];
+                        let share = (dot(v, row).max(0.0) / square) as f32;
+                        row.iter_mut().zip(v).for_each(|(h, v)| *h -= share * v);
+                    }
+                }
+            }
+        }
         Ok((packed, h_td))
     }
+
+    /// The residual stream of a pack without steering, from the cache.
+    fn residual(&self, packed: &Packed, items: &[(usize, View)], d: usize) -> Result<Vec<f32>, Halt> {
+        let mut h_td = vec![0f32; packed.pack.len() * d];
+        let mut pair_td = Vec::new();
+        for (&(i, _), span) in items.iter().zip(&packed.spans) {
+            let shared = span.shared.len() * d;
+            pair_td.resize(shared + span.rows.len() * d, 0.0);
+            self.cache.read(i, &mut pair_td)?;
+            h_td[span.shared.start * d..span.shared.end * d].copy_from_slice(&pair_td[..shared]);
+            h_td[span.rows.start * d..span.rows.end * d].copy_from_slice(&pair_td[shared..]);
+        }
+        Ok(h_td)
+    }
+
+    /// The rows of a text that its scope covers.
+    fn edited(&self, packed: &Packed, text: &Text, items: &[(usize, View)]) -> Vec<usize> {
+        let scope = &self.scopes[items[text.item].0];
+        let positions = packed.pack.positions();
+        text.rows.clone().filter(|&row| scope.contains(positions[row])).collect()
+    }
+
+    /// Adds d loss / d v to `grad`, from the gradient `g` of each edited row.
+    ///
+    /// `h + s·v` gives `s·Σ g`. With `p = v·h`, `h - max(p, 0)/|v|²·v` gives, where `p > 0`,
+    /// `-(g·v/|v|²)·h - (p/|v|²)·g + 2p(g·v)/|v|⁴·v`.
+    fn add_gradient(
+        &self,
+        packed: &Packed,
+        items: &[(usize, View)],
+        v: &[f32],
+        dh_td: &[f32],
+        grad: &mut [f64],
+    ) -> Result<(), Halt> {
+        let d = v.len();
+        let mut plain_td = None;
+        for text in &packed.texts {
+            let mut sum = vec![0f64; d];
+            let edited = self.edited(packed, text, items).into_iter();
+            let edited = edited.map(|row| row * d..(row + 1) * d);
+            match items[text.item].1 {
+                View::Added(scale) => {
+                    for row in edited {
+                        sum.iter_mut().zip(&dh_td[row]).for_each(|(s, &x)| *s += f64::from(x));
+                    }
+                    sum.iter_mut().for_each(|s| *s *= f64::from(scale));
+                }
+                View::Nulled => {
+                    let square = dot(v, v);
+                    if square == 0.0 {
+                        continue;
+                    }
+                    let h_td = match &mut plain_td {
+                        Some(h_td) => h_td,
+                        none => none.insert(self.residual(packed, items, d)?),
+                    };
+                    edited.for_each(|row| add_nulled(&h_td[row.clone()], &dh_td[row], v, square, &mut sum));
+                }
+            }
+            grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += s);
+        }
+        Ok(())
+    }
+}
+
+/// Adds the gradient of `h - max(v·h, 0)/|v|²·v` with respect to `v`, given that of the row.
+fn add_nulled(h: &[f32], g: &[f32], v: &[f32], square: f64, sum: &mut [f64]) {
+    let (p, along) = (dot(v, h), dot(g, v));
+    if p > 0.0 {
+        for (((s, &h), &g), &v) in sum.iter_mut().zip(h).zip(g).zip(v) {
+            let (h, g, v) = (f64::from(h), f64::from(g), f64::from(v));
+            *s += (2.0 * p * along / square * v - along * h - p * g) / square;
+        }
+    }
+}
+
+/// The product, summed in f64, in order.
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::{
     layer::LayerSearch,
     memory::{Footprint, available},
     observer::{Event, Halt, Observer},
-    order::{Batch, Order},
+    order::{Batch, Order, factors},
     pass::Prepared,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     metrics::{EvalRecord, Metrics, Phase, Record, StepRecord},
     objective::Direction,
     optim::{OptimiserState, StepContext, norm},
-    recipe::{LayerChoice, Recipe},
+    recipe::{LayerChoice, Method, Recipe},
     vector::{DataUse, Provenance, SteeringVector},
 };
 use fs_err as fs;
@@ -28,7 +28,7 @@ use std::{
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
-use steerkit_model::Model;
+use steerkit_model::{Model, Positions};
 
 /// A vector this many times as long as the residual stream has exploded.
 const EXPLOSION: f64 = 100.0;
@@ -104,7 +104,10 @@ pub(crate) fn run(
     let done = checkpoint.as_ref().map_or(0, |c| c.step);
     let interrupted =
         |step: usize, total: usize| SteerError::Interrupted { step, total, folder: folder.into() };
-    let order = data.order.clone().unwrap_or_else(|| Order::new(data.train.pairs.len(), recipe));
+    let order = match recipe.method.is_extraction() {
+        true => Order::none(),
+        false => data.order.clone().unwrap_or_else(|| Order::new(data.train.pairs.len(), recipe)),
+    };
     let total = order.batches.len();
     let prepared = Run::prepare(model, recipe, data, order, checkpoint, inputs, observer, cancel);
     let mut run = match prepared {
@@ -199,9 +202,13 @@ impl<'a> Run<'a> {
             (None, LayerChoice::Block(layer)) => layer,
             (None, LayerChoice::Auto) => search(model, recipe, data, observer, cancel)?,
         };
-        let used = order.used();
+        let used = match recipe.method.is_extraction() {
+            true => (0..data.train.pairs.len()).collect(),
+            false => order.used(),
+        };
         order.renumber(&used);
         let pairs: Vec<TokenPair> = used.iter().map(|&i| data.train.pairs[i].clone()).collect();
+        let scopes = used.iter().map(|&i| recipe.scope.positions(&data.train.shape(i))).collect();
         let policy = CachePolicy {
             folder: if recipe.cache.enabled { cache_folder(recipe) } else { None },
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
@@ -209,7 +216,7 @@ impl<'a> Run<'a> {
         };
         let bytes = check_memory(model, layer, recipe, &order, &pairs, &policy)?;
         observer.event(Event::Memory { bytes });
-        let train = prepare(model, layer, recipe, &policy, "train", pairs, observer, cancel)?;
+        let train = prepare(model, layer, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
         let d = model.config().d_model;
         let layout = Layout::new(&recipe.out);
         let (done, evaluated) = checkpoint.as_ref().map_or((0, true), |c| (c.step, c.evaluated));
@@ -219,7 +226,10 @@ impl<'a> Run<'a> {
         })?;
         let (vector, optimiser) = match checkpoint {
             Some(checkpoint) => (checkpoint.vector, checkpoint.optimiser),
-            None => (vec![0.0; d], recipe.optimiser.start(d)),
+            None => {
+                let (state, start) = recipe.optimiser.start(d, recipe.seed);
+                (if recipe.method.is_extraction() { vec![0.0; d] } else { start }, state)
+            }
         };
         Ok(Self {
             model,
@@ -244,6 +254,9 @@ impl<'a> Run<'a> {
     /// Takes the steps that are left.
     fn train(&mut self, observer: &mut dyn Observer, cancel: &AtomicBool) -> Result<(), Halt> {
         let total = self.order.batches.len();
+        if self.recipe.method.is_extraction() {
+            self.vector = crate::extract::extract(&self.train, self.recipe, cancel)?;
+        }
         loop {
             if !self.evaluated {
                 self.end_epoch(observer, cancel)?;
@@ -271,7 +284,8 @@ impl<'a> Run<'a> {
     fn take_step(&mut self, batch: &Batch, cancel: &AtomicBool) -> Result<StepRecord, Halt> {
         let began = Instant::now();
         let objective = &self.recipe.objective;
-        let got = match self.train.gradient(&batch.pairs, &self.vector, objective, cancel) {
+        let factors = factors(objective.factors(), self.recipe.seed, self.step, batch.pairs.len());
+        let got = match self.train.gradient(&batch.pairs, &factors, &self.vector, objective, cancel) {
             Err(halt) => match halt.non_finite() {
                 Some(what) => return Err(self.diverged(what).into()),
                 None => return Err(halt),
@@ -387,7 +401,8 @@ impl<'a> Run<'a> {
         if let Some(set) = set
             && !self.measured.contains_key(split)
         {
-            let pairs = set.pairs.clone();
+            let scopes = (0..set.pairs.len()).map(|i| self.recipe.scope.positions(&set.shape(i))).collect();
+            let pairs = (set.pairs.clone(), scopes);
             let (layer, policy) = (self.train.layer, &self.policy);
             let ready = prepare(self.model, layer, self.recipe, policy, split, pairs, observer, cancel)?;
             self.measured.insert(split, ready);
@@ -448,8 +463,12 @@ impl<'a> Run<'a> {
             layer: self.train.layer,
             provenance: Provenance {
                 name: name.into(),
-                method: "bipo".into(),
-                objective: object(serde_json::to_value(&recipe.objective).unwrap_or_default()),
+                method: recipe.method.name().into(),
+                objective: match recipe.method.is_extraction() && recipe.method != Method::Grad0 {
+                    true => serde_json::Map::new(),
+                    false => object(serde_json::to_value(&recipe.objective).unwrap_or_default()),
+                },
+                token_scope: recipe.scope,
                 base_model: Some(identity.clone()),
                 system_prompt: Some(recipe.prompt.system.clone()).filter(|s| !s.is_empty()),
                 chat_template_sha256: identity.template_sha256.clone(),
@@ -473,7 +492,7 @@ fn prepare<'a>(
     recipe: &Recipe,
     policy: &CachePolicy,
     split: &str,
-    pairs: Vec<TokenPair>,
+    (pairs, scopes): (Vec<TokenPair>, Vec<Positions>),
     observer: &mut dyn Observer,
     cancel: &AtomicBool,
 ) -> Result<Prepared<'a>, Halt> {
@@ -481,7 +500,7 @@ fn prepare<'a>(
     let precision = recipe.precision;
     let request = CacheRequest { model, layer, precision, split, pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, policy, observer, cancel)?;
-    Ok(Prepared { model, layer, pairs, cache, micro_batch_rows })
+    Ok(Prepared { model, layer, pairs, scopes, cache, micro_batch_rows })
 }
 
 /// What `multiplier` times the vector does to the pairs.
@@ -546,8 +565,13 @@ fn check_memory(
     if layer >= config.n_layers {
         return Err(steerkit_model::ModelError::UnknownLayer { layer, n_layers: config.n_layers }.into());
     }
-    let size = |i: usize| (pairs[i].rows(), pairs[i].chosen.len() + pairs[i].rejected.len());
-    let steps = order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect();
+    let views = recipe.objective.most_views();
+    let size =
+        |i: usize| (views * pairs[i].rows(), views * (pairs[i].chosen.len() + pairs[i].rejected.len()));
+    let steps = match recipe.method == Method::Grad0 {
+        true => vec![(0..pairs.len()).map(size).collect()],
+        false => order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect(),
+    };
     let cached = Some(PairCache::bytes(pairs, config.d_model)).filter(|&b| b <= policy.memory);
     let footprint = Footprint { config, layer, cached: cached.unwrap_or(0), steps };
     footprint.check(recipe.micro_batch_rows, available())?;

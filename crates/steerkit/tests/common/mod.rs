@@ -51,7 +51,7 @@ pub(crate) fn official_pairs() -> Vec<TokenPair> {
 
 pub(crate) fn token_set(pairs: Vec<TokenPair>) -> TokenSet {
     let rows = (0..pairs.len()).collect();
-    TokenSet { pairs, rows, sha256: "data of a test".into() }
+    TokenSet { pairs, rows, sha256: "data of a test".into(), ..TokenSet::default() }
 }
 
 /// A recipe of `preset` at layer 1 into `out`, its cache off, with more settings.
