@@ -314,13 +314,13 @@ mod fused {
                 }
             }
             for (m, acc) in acc.iter().enumerate() {
-                for g in 0..G {
+                for (g, &acc) in acc.iter().enumerate() {
                     // SAFETY: the mask leaves what the caller vouches for.
                     unsafe {
                         let y = s.y.wrapping_add(m * s.ldy + g * PANEL);
                         let sum = match k0 {
-                            0 => acc[g],
-                            _ => _mm512_add_ps(_mm512_maskz_loadu_ps(s.masks[g], y), acc[g]),
+                            0 => acc,
+                            _ => _mm512_add_ps(_mm512_maskz_loadu_ps(s.masks[g], y), acc),
                         };
                         _mm512_mask_storeu_ps(y, s.masks[g], sum);
                     }
