@@ -75,6 +75,9 @@ def main():
                 break
         for adapter, config in (("first", a), ("second", b)):
             own = folder / adapter
+            settings = json.loads((own / "adapter_config.json").read_text())
+            settings["base_model_name_or_path"] = f"tests/data/families/{base}"
+            (own / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
             (own / "README.md").unlink(missing_ok=True)
             (folder / "README.md").unlink(missing_ok=True)
             f = own / "adapter_model.safetensors"
