@@ -197,7 +197,7 @@ impl Reader {
                 let Some(line) = jsonl::next(&mut self.lines, text, &mut members)? else { return Ok(None) };
                 let names: Vec<&str> = members.iter().map(|(key, _)| key.as_str()).collect();
                 let columns = columns_of(self.lines.path(), line, &names, &self.map)?;
-                (line, texts(&self.lines, line, &mut members, columns)?)
+                (line, texts(&self.lines, line, &members, columns)?)
             }
         };
         for ((role, _), cell) in ROLES.iter().zip([&prompt, &chosen, &rejected]) {
@@ -317,19 +317,19 @@ fn ragged(lines: &Lines, line: u64, found: usize, headers: &[String]) -> SteerEr
     lines.error(format!("line {line}"), cells(found), format!("{} ({names})", cells(headers.len())), hint)
 }
 
-/// Takes the three texts out of an object.
+/// The three texts of an object; one key may serve twice.
 fn texts(
     lines: &Lines,
     line: u64,
-    members: &mut [(String, Value)],
+    members: &[(String, Value)],
     columns: [usize; 3],
 ) -> Result<[String; 3]> {
     let mut texts = [String::new(), String::new(), String::new()];
     for (text, at) in texts.iter_mut().zip(columns) {
-        let (key, value) = &mut members[at];
+        let (key, value) = &members[at];
         let (found, hint) = match value {
             Value::Text(value) => {
-                *text = std::mem::take(value);
+                text.clone_from(value);
                 continue;
             }
             Value::Messages => (
