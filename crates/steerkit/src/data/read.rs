@@ -318,12 +318,7 @@ fn ragged(lines: &Lines, line: u64, found: usize, headers: &[String]) -> SteerEr
 }
 
 /// The three texts of an object; one key may serve twice.
-fn texts(
-    lines: &Lines,
-    line: u64,
-    members: &[(String, Value)],
-    columns: [usize; 3],
-) -> Result<[String; 3]> {
+fn texts(lines: &Lines, line: u64, members: &[(String, Value)], columns: [usize; 3]) -> Result<[String; 3]> {
     let mut texts = [String::new(), String::new(), String::new()];
     for (text, at) in texts.iter_mut().zip(columns) {
         let (key, value) = &members[at];

@@ -9,7 +9,7 @@ use std::{
 /// The lock of a run folder; the system gives it back when the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
 }
 
 impl RunLock {
@@ -20,13 +20,21 @@ impl RunLock {
     pub fn take(folder: &Path) -> Result<Self> {
         let (file, path) = fs_err::File::create(folder.join(".lock"))?.into_parts();
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => Err(SteerError::Locked { folder: folder.into() }),
             Err(TryLockError::Error(e)) => {
                 let message = format!("cannot lock {}: {e}", path.display());
                 Err(std::io::Error::new(e.kind(), message).into())
             }
         }
+    }
+}
+
+impl Drop for RunLock {
+    /// Closing the file is not enough: a child process that another thread is just starting holds a copy of it.
+    fn drop(&mut self) {
+        // The lock of a file that cannot be unlocked goes when the last copy is closed.
+        self.file.unlock().ok();
     }
 }
 
