@@ -11,6 +11,7 @@ crates/steerkit-model/tests/data/sentencepiece instead, trained on a few sentenc
 
 import importlib.util
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -73,6 +74,7 @@ def vocab_gguf(path, model, tokens, types, **keys):
 
 def small(out):
     """A BPE and a unigram vocabulary of a few hundred pieces, trained here."""
+    out = out.resolve()
     corpus = out / "corpus.txt"
     out.mkdir(parents=True, exist_ok=True)
     r = random.Random(1)
@@ -80,7 +82,9 @@ def small(out):
     for kind, more in (("bpe", dict(normalization_rule_name="identity", remove_extra_whitespaces=False)), ("unigram", {})):
         folder = out / kind
         folder.mkdir(exist_ok=True)
-        spm.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(folder / "m"), vocab_size=450 if kind == "unigram" else 700, model_type=kind,
+        # A model file keeps the names of its input and output: relative ones say nothing of the machine.
+        os.chdir(out)
+        spm.SentencePieceTrainer.train(input=corpus.name, model_prefix=f"{kind}/m", vocab_size=450 if kind == "unigram" else 700, model_type=kind,
                                        byte_fallback=True, character_coverage=0.98, num_threads=1, minloglevel=2, **more)
         (folder / "m.model").rename(folder / "tokenizer.model")
         (folder / "m.vocab").unlink()

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
 use steerkit::TokenScope;
+use steerkit::recipe::Method;
 
 use super::common::{PrecisionArg, multiplier, positive};
 
@@ -110,55 +112,26 @@ pub(crate) struct TrainArgs {
     pub(crate) overwrite: bool,
 }
 
-/// How a vector is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MethodArg {
-    /// Bi-directional preference optimisation (arXiv 2406.00045)
-    Bipo,
-    /// BiPO with +v only, the paper's ablation
-    Unidirectional,
-    /// BiPO with an anchor that keeps the chosen answers likely
-    BipoAnchor,
-    /// Reference-free preference steering (arXiv 2505.20809)
-    Reps,
-    /// Prompt-only steering of the first and last prompt tokens (arXiv 2605.05983)
-    Prosv,
-    /// Language modelling on both sides with a hinge (arXiv 2602.02343)
-    Split,
-    /// SimPO's length-normalised margin (arXiv 2405.14734)
-    Simpo,
-    /// Mean difference at the answer letter of a multiple choice
-    Caa,
-    /// Mean difference at the last token but one
-    Freeform,
-    /// Mean difference over the answers' tokens
-    MeanDiff,
-    /// First principal component of the pairs' differences
-    Pca,
-    /// A random direction: the control
-    Random,
-    /// The gradient of BiPO at v = 0
-    Grad0,
-}
+/// A [`Method`] as an argument: the library's list of them is the only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MethodArg(pub(crate) Method);
 
-impl MethodArg {
-    /// As a recipe names it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Bipo => "bipo",
-            Self::Unidirectional => "unidirectional",
-            Self::BipoAnchor => "bipo-anchor",
-            Self::Reps => "reps",
-            Self::Prosv => "prosv",
-            Self::Split => "split",
-            Self::Simpo => "simpo",
-            Self::Caa => "caa",
-            Self::Freeform => "freeform",
-            Self::MeanDiff => "mean-diff",
-            Self::Pca => "pca",
-            Self::Random => "random",
-            Self::Grad0 => "grad0",
-        }
+impl ValueEnum for MethodArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: [MethodArg; Method::ALL.len()] = {
+            let mut all = [MethodArg(Method::Bipo); Method::ALL.len()];
+            let mut i = 0;
+            while i < all.len() {
+                all[i] = MethodArg(Method::ALL[i]);
+                i += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()).help(self.0.summary()))
     }
 }
 

@@ -141,7 +141,7 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) {
         ("data.train", args.data.as_deref().map(text)),
         ("data.valid", args.valid.as_deref().map(text)),
         ("data.test", args.test.as_deref().map(text)),
-        ("method", args.method.map(|m| m.name().to_owned())),
+        ("method", args.method.map(|m| m.0.name().to_owned())),
         ("preset", args.preset.map(|p| p.name().to_owned())),
         ("scope", args.scope.map(String::from)),
         ("precision", args.precision.map(|p| p.name().to_owned())),

@@ -100,8 +100,9 @@ pub struct Installed {
 
 /// Downloads a model into the cache and returns its path; a model that is already there is not fetched again.
 ///
-/// `name` is a built-in model (`smollm2-135m`, `gemma3-270m`, `qwen2.5-coder-1.5b`), or `org/name` or `org/name:file.gguf` on the Hugging Face Hub
-/// (`$HF_ENDPOINT` and `$HF_TOKEN` are used). `progress` is called now and then.
+/// `name` is a built-in model (`smollm2-135m`, `gemma3-270m`, `qwen2.5-coder-1.5b`), or `org/name` or
+/// `org/name:file.gguf` on the Hugging Face Hub (`$HF_ENDPOINT` and `$HF_TOKEN` are used). `progress` is called now and
+/// then.
 ///
 /// # Errors
 /// [`ModelError::UnknownModel`] for anything else, [`ModelError::Fetch`] with the reason of every route that

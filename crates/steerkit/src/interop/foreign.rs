@@ -76,7 +76,7 @@ fn psyctl_layers(path: &Path, file: &SafeTensors<'_>, names: &[&str], metadata: 
     }
     let mut vectors = Vec::with_capacity(names.len());
     for name in names {
-        let index = numbered(name, "layer_").unwrap_or_default();
+        let index = numbered(name, "layer_").expect("the caller looked at every name");
         let layer = match modules.get(index) {
             None if modules.is_empty() => index,
             module => module.and_then(|module| block_in(module)).ok_or_else(|| {

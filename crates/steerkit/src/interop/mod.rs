@@ -118,7 +118,7 @@ pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported> {
     choose(path, &mut raw.vectors, options.layer)?;
     let mut vectors = Vec::with_capacity(raw.vectors.len());
     for (number, vector) in raw.vectors {
-        let number = number.unwrap_or_default();
+        let number = number.ok_or_else(|| nameless(path))?;
         let layer = options.convention.block(number).ok_or_else(|| {
             let found = format!("layer {number}, which means the embedding");
             let expected = format!("layer 1 or more in the convention {}", options.convention.name());
@@ -137,9 +137,7 @@ fn choose(
     layer: Option<usize>,
 ) -> Result<()> {
     if let [(number @ None, _)] = &mut vectors[..] {
-        let hint = "name the block, counted from 0, after which the vector is added: --layer N";
-        let missing = || malformed(path, "layer", "no layer in the file or its name", "a layer", hint);
-        *number = Some(layer.ok_or_else(missing)?);
+        *number = Some(layer.ok_or_else(|| nameless(path))?);
         return Ok(());
     }
     if let Some(layer) = layer {
@@ -151,6 +149,11 @@ fn choose(
         }
     }
     Ok(())
+}
+
+fn nameless(path: &Path) -> SteerError {
+    let hint = "name the block, counted from 0, after which the vector is added: --layer N";
+    malformed(path, "layer", "no layer in the file or its name", "a layer", hint)
 }
 
 /// Writes vectors in the format that the extension of `path` names (`safetensors`, `gguf`, `pt`) and gives what a user

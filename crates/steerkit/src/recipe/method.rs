@@ -71,6 +71,25 @@ impl Method {
         }
     }
 
+    /// What it is, in a line.
+    pub fn summary(self) -> &'static str {
+        match self {
+            Self::Bipo => "Bi-directional preference optimisation (arXiv 2406.00045)",
+            Self::Unidirectional => "BiPO with +v only, the paper's ablation",
+            Self::BipoAnchor => "BiPO with an anchor that keeps the chosen answers likely",
+            Self::Reps => "Reference-free preference steering (arXiv 2505.20809)",
+            Self::Prosv => "Prompt-only steering of the first and last prompt tokens (arXiv 2605.05983)",
+            Self::Split => "Language modelling on both sides with a hinge (arXiv 2602.02343)",
+            Self::Simpo => "SimPO's length-normalised margin (arXiv 2405.14734)",
+            Self::Caa => "Mean difference at the answer letter of a multiple choice",
+            Self::Freeform => "Mean difference at the last token but one",
+            Self::MeanDiff => "Mean difference over the answers' tokens",
+            Self::Pca => "First principal component of the pairs' differences",
+            Self::Random => "A random direction: the control",
+            Self::Grad0 => "The gradient of BiPO at v = 0",
+        }
+    }
+
     /// Whether the vector is computed from activations or one gradient, without steps.
     pub fn is_extraction(self) -> bool {
         matches!(self, Self::Caa | Self::Freeform | Self::MeanDiff | Self::Pca | Self::Random | Self::Grad0)

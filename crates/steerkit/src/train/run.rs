@@ -466,7 +466,9 @@ impl<'a> Run<'a> {
                 method: recipe.method.name().into(),
                 objective: match recipe.method.is_extraction() && recipe.method != Method::Grad0 {
                     true => serde_json::Map::new(),
-                    false => object(serde_json::to_value(&recipe.objective).unwrap_or_default()),
+                    false => {
+                        object(serde_json::to_value(&recipe.objective).expect("numbers under text keys"))
+                    }
                 },
                 token_scope: recipe.scope,
                 base_model: Some(identity.clone()),
