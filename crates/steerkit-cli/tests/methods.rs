@@ -129,6 +129,10 @@ fn vectors_are_converted_combined_compared_and_calibrated() {
     let calibrate = ["vector", "calibrate", "mean-diff", "--model", &model, "--tokens", "4", "--json"];
     let unit = last_json(&steerkit(&calibrate, 0));
     assert!((unit["kl"].as_f64().unwrap() - 1.0).abs() < 0.2, "{unit}");
+    let before = std::fs::read(sandbox.path("runs/mean-diff/vector.safetensors")).unwrap();
+    let output = steerkit(&[&calibrate[..], &["--kl", "100000"]].concat(), 1);
+    assert!(stderr(&output).contains("no multiplier of vector"), "{}", stderr(&output));
+    assert_eq!(std::fs::read(sandbox.path("runs/mean-diff/vector.safetensors")).unwrap(), before);
     let answer = |more: &[&str]| {
         let mut args = vec!["generate", "--model", &model, "--prompt", "Tea?", "--max-tokens", "3", "--json"];
         args.extend(more);

@@ -121,6 +121,21 @@ pub enum SteerError {
         name: String,
     },
 
+    /// A search for a unit dose that did not come near its divergence.
+    #[error(
+        "no multiplier of vector {name:?} gives a divergence of {target} nats: the nearest, {multiplier:.3}, gives {found:.3}"
+    )]
+    Calibration {
+        /// The vector.
+        name: String,
+        /// The divergence wanted.
+        target: f64,
+        /// The nearest multiplier that was tried.
+        multiplier: f64,
+        /// Its divergence; NaN when no token was predicted.
+        found: f64,
+    },
+
     /// Vectors that a file format cannot hold.
     #[error("{path}: {what}")]
     Export {
@@ -248,6 +263,7 @@ impl SteerError {
             Self::FaultyData { .. } => {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
+            Self::Calibration { .. } => Some("choose another --kl, or more prompts and tokens".into()),
             Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
             Self::Export { hint, .. } | Self::Combine { hint, .. } => Some(hint.clone()),
             Self::Multiplier { .. } => Some("give a number such as 1, -1 or 0.5".into()),
@@ -271,7 +287,7 @@ impl SteerError {
             Self::Export { .. } | Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
-            Self::Locked { .. } | Self::Memory { .. } => ErrorKind::Failed,
+            Self::Locked { .. } | Self::Memory { .. } | Self::Calibration { .. } => ErrorKind::Failed,
         }
     }
 }

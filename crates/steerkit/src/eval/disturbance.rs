@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use steerkit_model::{Edit, Model, ModelError, Run, Sequence};
 
 use crate::vector::{Calibration, SteeringVector};
-use crate::{PromptShape, Result, SteeringPlan};
+use crate::{PromptShape, Result, SteerError, SteeringPlan};
 
 /// Steps of the search for a multiplier at most.
 const STEPS: usize = 8;
 /// Relative error of the divergence that is good enough.
 const CLOSE: f64 = 0.05;
+/// Relative error above which the search has failed: a divergence of few tokens is a staircase.
+const FAR: f64 = 0.25;
 /// The share of tokens that a calibration looks at.
 const PERCENTILE: f64 = 0.95;
 
@@ -102,7 +104,7 @@ pub fn percentile(values: &[f64], at: f64) -> f64 {
 /// logarithms of both, begun where the vector is a tenth of the residual stream (or at 1).
 ///
 /// # Errors
-/// Those of the plan and the model.
+/// [`SteerError::Calibration`] when no multiplier that was tried comes near; those of the plan and the model.
 pub fn calibrate(
     model: &Model,
     vector: &Arc<SteeringVector>,
@@ -141,7 +143,11 @@ pub fn calibrate(
         before = Some((log_m, off));
         log_m -= (off / slope).clamp(-2.0, 2.0);
     }
-    let (_, log_m, kl) = best;
+    let (off, log_m, kl) = best;
+    if off.is_nan() || off > FAR {
+        let name = vector.provenance.name.clone();
+        return Err(SteerError::Calibration { name, target, multiplier: log_m.exp(), found: kl });
+    }
     Ok(Calibration { multiplier: log_m.exp() as f32, kl: kl as f32, prompts: prompts.len(), tokens })
 }
 
