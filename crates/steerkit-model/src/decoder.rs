@@ -1,13 +1,18 @@
 //! The decoder: embedding, blocks and output head of a frozen transformer, and the gradient of
 //! log-probabilities with respect to the residual stream. One text for every family and every backend.
 
+mod projection;
+
 use crate::backend::Backend;
 use crate::config::Rope;
 use crate::edit::EditOp;
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
+use crate::lora::{AdditionGradients, Role};
+use crate::pass::{Gradients, Pass, Start};
 use crate::twins::Twins;
 use crate::weights::{LayerWeights, Linear, Weights};
 use crate::{DecoderConfig, ModelError, Pack, Result};
+use projection::{Adapter, LowRank, LowRankGradient, Projection};
 use std::ops::Range;
 use steerkit_kernels::attention::Heads;
 use steerkit_kernels::rope::{Angles, Turn};
@@ -42,11 +47,10 @@ struct Layer<B: Backend> {
     ffn_post_norm: Option<B::Gain>,
 }
 
-struct Projection<B: Backend> {
-    matrix: B::Matrix,
-    bias: Option<B::Gain>,
-    /// `A` and `B` of a low-rank addition.
-    low_rank: Option<(B::Matrix, B::Matrix)>,
+/// A block with what a pass adds to its projections.
+struct Adapted<'a, B: Backend> {
+    layer: &'a Layer<B>,
+    adapter: &'a [Option<LowRank<B>>],
 }
 
 /// What the VJP of one block needs; the rest is computed again.
@@ -63,6 +67,8 @@ struct Saved<B: Backend> {
     ffn_post: Option<Normed<B>>,
     /// Only the head's rows went on after the attention.
     narrowed: bool,
+    /// Inputs of the adapted projections.
+    inputs: [Option<B::Tensor>; 4],
 }
 
 /// Rows that were normalised, and the reciprocal of each one's root mean square.
@@ -83,9 +89,21 @@ struct Context<B: Backend> {
     targets: Vec<u32>,
 }
 
+/// What a pass adds to the model.
+struct Changes<B: Backend> {
+    /// To the residual stream after some blocks, `[t, d]`.
+    added: Vec<(usize, B::Tensor)>,
+    adapter: Adapter<B>,
+}
+
 /// What the VJP of log-probabilities needs.
 struct Kept<B: Backend> {
     context: Context<B>,
+    /// The first block that was run.
+    first: usize,
+    /// The blocks after which something was added.
+    added: Vec<usize>,
+    adapter: Adapter<B>,
     saved: Vec<Saved<B>>,
     head_input: B::Tensor,
     head_rstd: B::Tensor,
@@ -115,13 +133,11 @@ impl<B: Backend> Layer<B> {
     fn new(backend: &B, config: &DecoderConfig, index: usize, w: &LayerWeights) -> Result<Self> {
         let gain = |gain: &Option<Vec<f32>>| gain.as_deref().map(|g| backend.gain(g)).transpose();
         let projection = |w: &Linear| -> Result<_> {
-            let low_rank = w.low_rank.as_ref();
+            let low_rank = w.low_rank.as_ref().map(|factors| LowRank::new(backend, factors));
             Ok(Projection {
                 matrix: backend.matrix(&w.matrix)?,
                 bias: gain(&w.bias)?,
-                low_rank: low_rank
-                    .map(|l| Ok::<_, ModelError>((backend.matrix(&l.down)?, backend.matrix(&l.up)?)))
-                    .transpose()?,
+                low_rank: low_rank.transpose()?,
             })
         };
         let block = config.block(index);
@@ -183,31 +199,27 @@ impl<B: Backend> Engine for Decoder<B> {
         Ok(all)
     }
 
-    fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
-        let context = self.context(pack)?;
-        let mut x = self.embed(&pack.tokens)?;
-        self.head_rows(0, &mut x, &context, None)?;
+    fn score(&self, pass: &Pass<'_>) -> Result<Vec<f32>> {
+        let context = self.context(pass.pack)?;
+        let (mut x, changes) = self.begin(pass)?;
+        self.head_rows(pass.first_block(), &mut x, &context, &changes, None)?;
         self.head_log_probs(&x, &context)
     }
 
-    fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>> {
-        let context = self.context(pack)?;
-        let mut x = self.backend.upload(h_td, self.config.d_model)?;
-        self.head_rows(layer + 1, &mut x, &context, None)?;
-        self.head_log_probs(&x, &context)
-    }
-
-    fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)> {
+    fn score_kept(&self, pass: &Pass<'_>) -> Result<(Vec<f32>, Box<Vjp<'_>>)> {
         let b = &self.backend;
-        let context = self.context(pack)?;
-        let mut x = b.upload(h_td, self.config.d_model)?;
-        let mut saved = Vec::with_capacity(self.layers.len() - layer - 1);
-        self.head_rows(layer + 1, &mut x, &context, Some(&mut saved))?;
+        let context = self.context(pass.pack)?;
+        let (mut x, changes) = self.begin(pass)?;
+        let first = pass.first_block();
+        let mut saved = Vec::with_capacity(self.layers.len() - first);
+        self.head_rows(first, &mut x, &context, &changes, Some(&mut saved))?;
         let head_input = b.select(&x, &context.scored)?;
         let (logits, head_rstd) = self.logits(&head_input)?;
         let logps = b.log_probs(&logits, &context.targets)?;
-        let kept = Kept { context, saved, head_input, head_rstd, logits };
-        Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
+        let added = changes.added.iter().map(|(layer, _)| *layer).collect();
+        let adapter = changes.adapter;
+        let kept = Kept { context, first, added, adapter, saved, head_input, head_rstd, logits };
+        Ok((logps, Box::new(move |coef| self.vjp(kept, coef))))
     }
 
     fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>> {
@@ -222,7 +234,7 @@ impl<B: Backend> Engine for Decoder<B> {
             let mut texts: Vec<_> =
                 rows.iter().zip(caches).filter_map(|(rows, cache)| rows.clone().zip(Some(cache))).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, layer.heads, &mut texts);
-            self.block(layer, &mut x, &angles, None, false, attend)?;
+            self.block(&Adapted { layer, adapter: &[] }, &mut x, &angles, None, false, attend)?;
             for run in (0..runs.len()).filter(|&run| rows[run].is_none()) {
                 let cache = runs[twins.source(run, l)].cache.layers::<B>()[l].clone();
                 runs[run].cache.layers::<B>()[l] = cache;
@@ -254,8 +266,20 @@ impl<B: Backend> Engine for Decoder<B> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
-    fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
+    /// The residual stream at the beginning of a pass, and what the pass adds.
+    fn begin(&self, pass: &Pass<'_>) -> Result<(B::Tensor, Changes<B>)> {
+        let (b, d) = (&self.backend, self.config.d_model);
+        let x = match pass.start {
+            Start::Tokens => self.embed(&pass.pack.tokens)?,
+            Start::Residual { h_td, .. } => b.upload(h_td, d)?,
+        };
+        let added = pass.added.iter().map(|(layer, rows)| Ok((*layer, b.upload(rows, d)?)));
+        let added = added.collect::<Result<_>>()?;
+        Ok((x, Changes { added, adapter: Adapter::new(b, pass.adapter)? }))
+    }
+
+    /// The gradients of `Σ coef[i] · logps[i]`.
+    fn vjp(&self, kept: Kept<B>, coef: &[f32]) -> Result<Gradients> {
         let (b, context) = (&self.backend, &kept.context);
         let softcap = self.config.features.logit_softcap;
         let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef, softcap)?;
@@ -267,10 +291,18 @@ impl<B: Backend> Decoder<B> {
         if kept.saved.is_empty() {
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
-        for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
-            dx = self.block_vjp(layer, saved, context, dx)?;
+        let mut added_td = Vec::with_capacity(kept.added.len());
+        let mut adapter: Vec<Option<LowRankGradient>> = vec![None; 4 * self.layers.len()];
+        for (l, saved) in (kept.first..self.layers.len()).zip(kept.saved).rev() {
+            if kept.added.contains(&l) {
+                let narrowed = saved.narrowed.then(|| b.select_vjp(&dx, &context.head_rows, context.t));
+                added_td.push(b.download(narrowed.transpose()?.as_ref().unwrap_or(&dx))?);
+            }
+            let block = Adapted { layer: &self.layers[l], adapter: kept.adapter.block(l) };
+            dx = self.block_vjp(&block, saved, context, dx, &mut adapter[4 * l..4 * l + 4])?;
         }
-        b.download(&dx)
+        added_td.reverse();
+        Ok(Gradients { start_td: b.download(&dx)?, added_td, adapter: AdditionGradients(adapter) })
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {
@@ -344,7 +376,7 @@ impl<B: Backend> Decoder<B> {
     fn blocks(&self, range: Range<usize>, x: &mut B::Tensor, context: &Context<B>) -> Result<()> {
         for layer in &self.layers[range] {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
-            self.block(layer, x, &context.angles, None, false, attend)?;
+            self.block(&Adapted { layer, adapter: &[] }, x, &context.angles, None, false, attend)?;
         }
         Ok(())
     }
@@ -356,6 +388,7 @@ impl<B: Backend> Decoder<B> {
         first: usize,
         x: &mut B::Tensor,
         context: &Context<B>,
+        changes: &Changes<B>,
         mut keep: Option<&mut Vec<Saved<B>>>,
     ) -> Result<()> {
         if first == self.layers.len() {
@@ -364,9 +397,14 @@ impl<B: Backend> Decoder<B> {
         for (l, layer) in self.layers.iter().enumerate().skip(first) {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
             let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);
-            let saved = self.block(layer, x, &context.angles, narrow, keep.is_some(), attend)?;
+            let block = Adapted { layer, adapter: changes.adapter.block(l) };
+            let saved = self.block(&block, x, &context.angles, narrow, keep.is_some(), attend)?;
             if let Some(keep) = keep.as_mut() {
                 keep.extend(saved);
+            }
+            if let Some((_, added)) = changes.added.iter().find(|(layer, _)| *layer == l) {
+                let narrowed = narrow.map(|rows| self.backend.select(added, rows)).transpose()?;
+                self.backend.add(x, narrowed.as_ref().unwrap_or(added))?;
             }
         }
         Ok(())
@@ -376,17 +414,18 @@ impl<B: Backend> Decoder<B> {
     /// Only rows `narrow`, where given, go on after the attention.
     fn block(
         &self,
-        layer: &Layer<B>,
+        block: &Adapted<'_, B>,
         x: &mut B::Tensor,
         angles: &[B::Angles],
         narrow: Option<&[usize]>,
         keep: bool,
         attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
     ) -> Result<Option<Saved<B>>> {
-        let b = &self.backend;
+        let (b, &Adapted { layer, adapter }) = (&self.backend, block);
         let input = keep.then(|| b.copy(x)).transpose()?;
         let (normed, attn_rstd) = self.norm_before(x, layer.attn_norm.as_ref())?;
-        let mut qkv = self.project(&normed, &layer.qkv)?;
+        let mut qkv = self.project(&normed, &layer.qkv, adapter, Role::Qkv)?;
+        let qkv_input = self.kept_input(normed, keep, adapter, Role::Qkv);
         let raw_qkv = (keep && layer.qk_norms.is_some()).then(|| b.copy(&qkv)).transpose()?;
         for (columns, gain) in layer.normed_heads() {
             b.rms_norm_columns(&mut qkv, columns, gain, self.config.norm_eps)?;
@@ -399,13 +438,17 @@ impl<B: Backend> Decoder<B> {
             attended = b.select(&attended, rows)?;
             *x = b.select(x, rows)?;
         }
-        let out = self.project(&attended, &layer.attn_out)?;
+        let out = self.project(&attended, &layer.attn_out, adapter, Role::AttnOut)?;
+        let attn_out_input = self.kept_input(attended, keep, adapter, Role::AttnOut);
         let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?;
 
         let middle = keep.then(|| b.copy(x)).transpose()?;
         let (normed, ffn_rstd) = self.norm_before(x, layer.ffn_norm.as_ref())?;
-        let gate_up = self.project(&normed, &layer.gate_up)?;
-        let out = self.project(&b.gated(self.config.features.activation, &gate_up)?, &layer.down)?;
+        let gate_up = self.project(&normed, &layer.gate_up, adapter, Role::GateUp)?;
+        let gate_up_input = self.kept_input(normed, keep, adapter, Role::GateUp);
+        let gated = b.gated(self.config.features.activation, &gate_up)?;
+        let out = self.project(&gated, &layer.down, adapter, Role::Down)?;
+        let down_input = self.kept_input(gated, keep, adapter, Role::Down);
         let ffn_post = self.add_out(x, out, layer.ffn_post_norm.as_ref())?;
         Ok(input.zip(middle).map(|(input, middle)| Saved {
             input,
@@ -418,6 +461,7 @@ impl<B: Backend> Decoder<B> {
             gate_up,
             ffn_post,
             narrowed: narrow.is_some(),
+            inputs: [qkv_input, attn_out_input, gate_up_input, down_input],
         }))
     }
 
@@ -490,45 +534,29 @@ impl<B: Backend> Decoder<B> {
         Ok(dout)
     }
 
-    fn project(&self, x: &B::Tensor, w: &Projection<B>) -> Result<B::Tensor> {
-        let b = &self.backend;
-        let mut y = b.linear(x, &w.matrix)?;
-        if let Some(bias) = &w.bias {
-            b.add_bias(&mut y, bias)?;
-        }
-        if let Some((down, up)) = &w.low_rank {
-            b.add(&mut y, &b.linear(&b.linear(x, down)?, up)?)?;
-        }
-        Ok(y)
-    }
-
-    fn project_vjp(&self, dy: &B::Tensor, w: &Projection<B>) -> Result<B::Tensor> {
-        let b = &self.backend;
-        let mut dx = b.linear_vjp(dy, &w.matrix)?;
-        if let Some((down, up)) = &w.low_rank {
-            b.add(&mut dx, &b.linear_vjp(&b.linear_vjp(dy, up)?, down)?)?;
-        }
-        Ok(dx)
-    }
-
-    /// The VJP of one block: from the gradient of its output to that of its input.
+    /// The VJP of one block: from the gradient of its output to that of its input. Those of an adapter's factors go to
+    /// `gradients`.
     fn block_vjp(
         &self,
-        layer: &Layer<B>,
+        block: &Adapted<'_, B>,
         saved: Saved<B>,
         context: &Context<B>,
         mut dx: B::Tensor,
+        gradients: &mut [Option<LowRankGradient>],
     ) -> Result<B::Tensor> {
-        let b = &self.backend;
+        let (b, layer) = (&self.backend, block.layer);
+        let mut project_vjp = |dy: &B::Tensor, w: &Projection<B>, role: Role| {
+            self.project_vjp(dy, w, block.adapter, role, saved.inputs[role as usize].as_ref(), gradients)
+        };
         let dout = self.add_out_vjp(&dx, layer.ffn_post_norm.as_ref(), saved.ffn_post)?;
-        let dgated = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.down)?;
+        let dgated = project_vjp(dout.as_ref().unwrap_or(&dx), &layer.down, Role::Down)?;
         let dgate_up = b.gated_vjp(self.config.features.activation, saved.gate_up, &dgated)?;
-        let dnormed = self.project_vjp(&dgate_up, &layer.gate_up)?;
+        let dnormed = project_vjp(&dgate_up, &layer.gate_up, Role::GateUp)?;
         let norm = layer.ffn_norm.as_ref().zip(saved.ffn_rstd.as_ref());
         self.norm_before_vjp(&saved.middle, norm, &dnormed, &mut dx)?;
 
         let dout = self.add_out_vjp(&dx, layer.attn_post_norm.as_ref(), saved.attn_post)?;
-        let mut dattended = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.attn_out)?;
+        let mut dattended = project_vjp(dout.as_ref().unwrap_or(&dx), &layer.attn_out, Role::AttnOut)?;
         if saved.narrowed {
             dattended = b.select_vjp(&dattended, &context.head_rows, context.t)?;
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
@@ -542,7 +570,7 @@ impl<B: Backend> Decoder<B> {
                 b.rms_norm_columns_vjp(raw, columns, gain, self.config.norm_eps, &mut dqkv)?;
             }
         }
-        let dnormed = self.project_vjp(&dqkv, &layer.qkv)?;
+        let dnormed = project_vjp(&dqkv, &layer.qkv, Role::Qkv)?;
         let norm = layer.attn_norm.as_ref().zip(saved.attn_rstd.as_ref());
         self.norm_before_vjp(&saved.input, norm, &dnormed, &mut dx)?;
         Ok(dx)

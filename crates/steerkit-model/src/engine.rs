@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, cpu::Cpu};
 use crate::decoder::Decoder;
+use crate::pass::{Gradients, Pass};
 use crate::weights::Weights;
 use crate::{DecoderConfig, Edit, OpenOptions, Pack, Result};
 use std::any::Any;
@@ -39,14 +40,11 @@ pub(crate) trait Engine: Send + Sync {
     /// The residual streams after each of `layers` (ascending), from one pass, `[t, d]` each.
     fn residuals(&self, pack: &Pack, layers: &[usize]) -> Result<Vec<Vec<f32>>>;
 
-    /// Log-probabilities of the pack's scored tokens, from its tokens up.
-    fn score(&self, pack: &Pack) -> Result<Vec<f32>>;
+    /// Log-probabilities of the scored tokens of a pass.
+    fn score(&self, pass: &Pass<'_>) -> Result<Vec<f32>>;
 
-    /// Log-probabilities of the pack's scored tokens when the residual stream after block `layer` is `h_td`.
-    fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<Vec<f32>>;
-
-    /// [`Self::score_from`], and its VJP.
-    fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)>;
+    /// [`Self::score`], and its VJP.
+    fn score_kept(&self, pass: &Pass<'_>) -> Result<(Vec<f32>, Box<Vjp<'_>>)>;
 
     /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
     /// each text's last token, `[runs, v]`.
@@ -55,8 +53,8 @@ pub(crate) trait Engine: Send + Sync {
     fn new_cache(&self) -> KvCache;
 }
 
-/// From `coef` to `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
-pub(crate) type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
+/// From `coef` to the gradients of `Σ coef[i] · logps[i]`.
+pub(crate) type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Gradients> + 'm;
 
 /// Keys and values of one text at every block of the decoder that made it.
 pub(crate) struct KvCache {

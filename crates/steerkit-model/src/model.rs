@@ -5,6 +5,7 @@ use crate::edit::Edit;
 use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
 use crate::lora::{self, LoraChoice, LoraMode};
+use crate::pass::{Gradients, Pass, Start};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
@@ -51,7 +52,7 @@ impl Scores<'_> {
         &self.logps
     }
 
-    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`.
+    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, with `h_td` the residual stream where the pass began.
     ///
     /// # Shapes
     /// `coef`: one per scored token. Returns `[t, d]`.
@@ -59,6 +60,17 @@ impl Scores<'_> {
     /// # Panics
     /// When the pass kept nothing.
     pub fn vjp(self, coef: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.gradients(coef)?.start_td)
+    }
+
+    /// The gradients of `Σ coef[i] · logps[i]` with respect to all that the pass was given.
+    ///
+    /// # Shapes
+    /// `coef`: one per scored token.
+    ///
+    /// # Panics
+    /// When the pass kept nothing.
+    pub fn gradients(self, coef: &[f32]) -> Result<Gradients> {
         assert_eq!(coef.len(), self.logps.len());
         let vjp = self.vjp.expect("the pass was run with Keep::ForVjp");
         vjp(coef)
@@ -179,10 +191,7 @@ impl Model {
 
     /// Log-probabilities of the pack's scored tokens under the plain model.
     pub fn score(&self, pack: &Pack) -> Result<Vec<f32>> {
-        self.check_pack(pack)?;
-        let logps = self.decoder.score(pack)?;
-        self.check_finite("log-probabilities", &logps)?;
-        Ok(logps)
+        Ok(self.score_pass(&Pass::plain(pack), Keep::Nothing)?.logps)
     }
 
     /// Log-probabilities of the pack's scored tokens when the residual stream after block `layer` is `h_td`.
@@ -190,13 +199,32 @@ impl Model {
     /// # Shapes
     /// `h_td`: `[t, d]`, a row per token of the pack.
     pub fn score_from(&self, layer: usize, h_td: &[f32], pack: &Pack, keep: Keep) -> Result<Scores<'_>> {
-        self.check_layer(layer)?;
-        self.check_pack(pack)?;
-        assert_eq!(h_td.len(), pack.len() * self.config().d_model);
+        self.score_pass(&Pass::from_residual(layer, h_td, pack), keep)
+    }
+
+    /// Log-probabilities of the scored tokens of a pass.
+    ///
+    /// # Panics
+    /// When rows of the pass are not `[t, d]`, the blocks of `added` do not ascend from above the start, or the adapter
+    /// was made for another model.
+    pub fn score_pass(&self, pass: &Pass<'_>, keep: Keep) -> Result<Scores<'_>> {
+        self.check_pack(pass.pack)?;
+        let numbers = pass.pack.len() * self.config().d_model;
+        if let Start::Residual { layer, h_td } = pass.start {
+            self.check_layer(layer)?;
+            assert_eq!(h_td.len(), numbers);
+        }
+        let mut free = pass.first_block();
+        for (layer, rows) in pass.added {
+            self.check_layer(*layer)?;
+            assert!(*layer >= free && rows.len() == numbers);
+            free = layer + 1;
+        }
+        assert!(pass.adapter.is_none_or(|a| a.0.len() == 4 * self.config().n_layers));
         let scores = match keep {
-            Keep::Nothing => Scores { logps: self.decoder.score_from(layer, h_td, pack)?, vjp: None },
+            Keep::Nothing => Scores { logps: self.decoder.score(pass)?, vjp: None },
             Keep::ForVjp => {
-                let (logps, vjp) = self.decoder.score_from_kept(layer, h_td, pack)?;
+                let (logps, vjp) = self.decoder.score_kept(pass)?;
                 Scores { logps, vjp: Some(vjp) }
             }
         };

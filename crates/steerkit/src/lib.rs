@@ -18,7 +18,7 @@
 //!     let trained = train(&model, &draft.resolve()?, &mut |_: steerkit::train::Event<'_>| {}, &AtomicBool::new(false))?;
 //!
 //!     let prompting = Prompting::new(model.tokenizer()?, model.chat_template()?);
-//!     let vector = Arc::new(trained.vector);
+//!     let vector = Arc::new(trained.vectors[0].clone());
 //!     let mut requests = Vec::new();
 //!     for multiplier in [-1.0, 0.0, 1.0] {
 //!         let plan = SteeringPlan::new().add(vector.clone(), multiplier)?;

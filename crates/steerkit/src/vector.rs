@@ -27,6 +27,8 @@ const MAX_ROWS: usize = 4096;
 pub(crate) const MAX_RELATIVE_NORM: f32 = 100.0;
 /// The metadata key.
 const KEY: &str = "steerkit";
+/// Where a file of several layers holds their residual norms.
+const NORMS: &str = "residual_norms";
 
 /// A direction in the residual stream after one block.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,6 +249,9 @@ pub(crate) fn save_all(path: &Path, vectors: &[SteeringVector]) -> Result<()> {
     } else {
         // It belongs to one layer.
         metadata.insert("residual_norm".into(), Value::Null);
+        let norms =
+            vectors.iter().filter_map(|v| Some((v.layer.to_string(), v.provenance.residual_norm?.into())));
+        metadata.insert(NORMS.into(), Value::Object(norms.collect()));
     }
     let metadata = HashMap::from([(KEY.to_owned(), Value::Object(metadata).to_string())]);
     let bytes = |v: &SteeringVector| v.direction.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -278,8 +283,23 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<SteeringVector>> {
             Provenance { name: stem.into(), ..Provenance::default() }
         }
     };
-    let vector = |(layer, direction)| SteeringVector { direction, layer, provenance: provenance.clone() };
+    let norms = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY)).map(|text| norms(text));
+    let vector = |(layer, direction): (usize, _)| {
+        let mut provenance = provenance.clone();
+        if let Some(norm) = norms.as_ref().and_then(|norms| norms.get(&layer.to_string())) {
+            provenance.residual_norm = Some(*norm);
+        }
+        SteeringVector { direction, layer, provenance }
+    };
     Ok(directions.into_iter().map(vector).collect())
+}
+
+/// The median residual norms that the metadata of a file of several layers holds, by layer.
+fn norms(text: &str) -> HashMap<String, f32> {
+    let value: Value = serde_json::from_str(text).unwrap_or_default();
+    let norms = value.get(NORMS).and_then(Value::as_object).into_iter().flatten();
+    let finite = |x: &f32| x.is_finite() && *x > 0.0;
+    norms.filter_map(|(l, x)| Some((l.clone(), Some(x.as_f64()? as f32).filter(finite)?))).collect()
 }
 
 /// The tensors of a file, after a look at its first bytes.

@@ -86,7 +86,7 @@ fn shared_rows_change_only_the_rounding() {
     }
     let vector = |rows: &str| {
         let recipe = small_recipe(&folder.path().join(rows).join("run"), &[("micro_batch_rows", rows)]);
-        run(Start::New, &tiny_model(), &recipe, &data).unwrap().0.vector.direction
+        run(Start::New, &tiny_model(), &recipe, &data).unwrap().0.vectors.remove(0).direction
     };
     let (alone, together) = (vector("1"), vector("4096"));
     let size = alone.iter().fold(0f32, |most, x| most.max(x.abs()));

@@ -56,7 +56,7 @@ fn golden_official_run() {
         worst.iter_mut().zip(off).for_each(|(w, o)| *w = w.max(o));
     }
     let last: Vec<f64> = json["final_vec"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
-    let off = outcome.vector.direction.iter().zip(&last).map(|(a, b)| (f64::from(*a) - b).abs());
+    let off = outcome.vectors[0].direction.iter().zip(&last).map(|(a, b)| (f64::from(*a) - b).abs());
     let off = off.fold(0.0, f64::max);
     assert!(off < 5e-6, "{off}");
     println!("largest differences: loss, gradient norm, |v| {worst:?}; final vector {off:e}");

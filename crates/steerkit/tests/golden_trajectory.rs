@@ -48,12 +48,12 @@ fn replay(model: &Model, shared: &Path, name: &str) {
         loss_off = loss_off.max((got.loss - want["loss"].as_f64().unwrap()).abs());
         norm_off = norm_off.max((got.norm - want["vec_norm_after"].as_f64().unwrap()).abs());
     }
-    let cosine = cosine(&outcome.vector.direction, &final_vector(shared, name));
+    let cosine = cosine(&outcome.vectors[0].direction, &final_vector(shared, name));
     println!(
         "{name}: {} steps, largest loss difference {loss_off:.2e}, norm {norm_off:.2e}, 1 - cosine {:.2e}, median residual norm {:.1}",
         steps.len(),
         1.0 - cosine,
-        outcome.residual_norm
+        outcome.layers[0].residual_norm
     );
     assert_eq!(steps.len(), want.len());
     assert!(loss_off < 2e-4 && cosine > 0.9999);

@@ -15,7 +15,8 @@ fn the_norm_budget_ends_at_its_dose() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe("auto", &folder.path().join("run"), &[("layer", "\"auto\""), ("batch", "4")]);
     let (outcome, steps) = run(Start::New, &tiny_model(), &recipe, &short_data()).unwrap();
-    assert!((outcome.relative_dose - 0.095).abs() < 1e-6, "{}", outcome.relative_dose);
+    let dose = outcome.relative_dose.unwrap();
+    assert!((dose - 0.095).abs() < 1e-6, "{dose}");
     assert_eq!((outcome.layer, outcome.steps, outcome.split.as_str()), (2, 8, "valid"));
     for (i, step) in steps.iter().enumerate() {
         let want = outcome.norm * (i + 1) as f64 / 8.0;
@@ -24,7 +25,7 @@ fn the_norm_budget_ends_at_its_dose() {
     }
     assert!(steps[7].loss < steps[0].loss && steps[7].margin > 0.0);
     let saved = steerkit::SteeringVector::load(&recipe.out.join("vector.safetensors")).unwrap();
-    assert_eq!((saved.direction, saved.layer), (outcome.vector.direction, 2));
+    assert_eq!((saved.direction, saved.layer), (outcome.vectors[0].direction.clone(), 2));
 }
 
 #[test]

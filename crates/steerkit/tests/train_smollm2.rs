@@ -82,9 +82,9 @@ fn the_default_recipe_steers_both_ways() {
             p.multiplier, p.margin, p.margin_se, p.accuracy
         );
     }
-    println!("median residual norm {:.2}, norm {:.3}", outcome.residual_norm, outcome.norm);
-    assert!((outcome.relative_dose - 0.095).abs() < 1e-6);
-    assert!((outcome.residual_norm - 168.0).abs() < 5.0);
+    println!("median residual norm {:.2}, norm {:.3}", outcome.layers[0].residual_norm, outcome.norm);
+    assert!((outcome.relative_dose.unwrap() - 0.095).abs() < 1e-6);
+    assert!((outcome.layers[0].residual_norm - 168.0).abs() < 5.0);
     let [away, plain, toward] = &outcome.eval[..] else { panic!("three multipliers") };
     assert!(away.margin < -4.0 * away.margin_se && toward.margin > 4.0 * toward.margin_se);
     assert_eq!(plain.margin, 0.0);

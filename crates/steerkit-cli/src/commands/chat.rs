@@ -11,7 +11,7 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 use steerkit::eval::check_effect;
 use steerkit::scope::last_user_span;
-use steerkit::{PromptShape, SteeringPlan};
+use steerkit::{PromptShape, SteeringPlan, SteeringVector};
 use steerkit_model::chat::Message;
 use steerkit_model::prompting::Prompting;
 use steerkit_model::{Model, Request, Sampling};
@@ -202,7 +202,7 @@ impl Chat<'_> {
                         token_ids: &completion.tokens,
                         logprobs: &completion.logprobs,
                         finish: super::generate::finish_name(completion.finish),
-                        plan: self.vectors.iter().map(|v| v.part(1.0)).collect(),
+                        plan: self.vectors.iter().flat_map(|v| v.parts(1.0)).collect(),
                     })?;
                 }
                 Ok(text)
@@ -258,14 +258,13 @@ impl Chat<'_> {
             self.printer.say("no vectors; load one: /steer NAME 1");
         }
         for v in &self.vectors {
-            let dose = v.vector.relative_norm().map(|norm| norm * v.multiplier.abs() as f32);
-            let dose = dose.map_or(String::new(), |dose| format!(", dose {dose:.3}"));
-            self.printer.say(format_args!(
-                "{} {} (after block {}{dose})",
-                v.name,
-                signed(v.multiplier),
-                v.vector.layer
-            ));
+            let place = |vector: &Arc<SteeringVector>| {
+                let dose = vector.relative_norm().map(|norm| norm * v.multiplier.abs() as f32);
+                let dose = dose.map_or(String::new(), |dose| format!(", dose {dose:.3}"));
+                format!("after block {}{dose}", vector.layer)
+            };
+            let places: Vec<String> = v.vectors.iter().map(place).collect();
+            self.printer.say(format_args!("{} {} ({})", v.name, signed(v.multiplier), places.join("; ")));
         }
     }
 
@@ -296,7 +295,7 @@ impl Chat<'_> {
             .iter()
             .map(|m| serde_json::json!({ "role": m.role, "content": m.content }))
             .collect();
-        let plan: Vec<PlanPart> = self.vectors.iter().map(|v| v.part(1.0)).collect();
+        let plan: Vec<PlanPart> = self.vectors.iter().flat_map(|v| v.parts(1.0)).collect();
         let chat = serde_json::json!({ "model": self.model.identity(), "plan": plan, "messages": messages });
         steerkit::files::write_atomic(path, format!("{chat:#}\n").as_bytes())?;
         self.printer.say(format_args!("saved to {}", path.display()));

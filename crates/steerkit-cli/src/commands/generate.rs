@@ -87,7 +87,7 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
                 prompt_tokens: prompt_tokens[i * factors.len()],
                 system: prompting.system.as_deref(),
                 precision: args.model.precision.resolve(at_once).name(),
-                plan: vectors.iter().map(|v| v.part(*factor)).collect(),
+                plan: vectors.iter().flat_map(|v| v.parts(*factor)).collect(),
             })?;
         }
     }

@@ -22,13 +22,14 @@ pub(crate) fn open(args: &ModelArgs, texts: usize) -> Outcome<Model> {
     Ok(Model::open_with_lora(&path, &args.lora.lora, args.lora.mode(), &options)?)
 }
 
-/// A vector with its multiplier.
+/// A vector, or those of a file for several layers, with the multiplier.
 #[derive(Clone, Debug)]
 pub(crate) struct Applied {
     /// As the user names it.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
-    pub(crate) vector: Arc<SteeringVector>,
+    /// One for each layer of the file.
+    pub(crate) vectors: Vec<Arc<SteeringVector>>,
     pub(crate) multiplier: f64,
     pub(crate) operator: Operator,
     pub(crate) scope: TokenScope,
@@ -53,8 +54,9 @@ impl Applied {
     /// Reads the vector that `spec` names, to be applied as the options say.
     pub(crate) fn load(spec: &SteerSpec, args: &PromptArgs) -> Outcome<Self> {
         let path = vector::find(&spec.vector)?;
-        let vector = Arc::new(one_layer(&path)?);
-        let unit = match (args.calibrated, &vector.provenance.calibration) {
+        let imported = interop::import(&path, &ImportOptions::default())?;
+        let made = &imported.vectors[0].provenance;
+        let unit = match (args.calibrated, &made.calibration) {
             (false, _) => 1.0,
             (true, Some(calibration)) => f64::from(calibration.multiplier),
             (true, None) => {
@@ -63,24 +65,25 @@ impl Applied {
                     .hint(format_args!("steerkit vector calibrate {name} --model MODEL")));
             }
         };
-        let scope = args.scope.unwrap_or(vector.provenance.token_scope);
+        let scope = args.scope.unwrap_or(made.token_scope);
         let name = spec.vector.clone();
-        Ok(Self { name, path, vector, multiplier: spec.multiplier, operator: args.operator, scope, unit })
+        let vectors = imported.vectors.into_iter().map(Arc::new).collect();
+        Ok(Self { name, path, vectors, multiplier: spec.multiplier, operator: args.operator, scope, unit })
     }
 
-    /// The part of a plan where every multiplier is multiplied by `factor`.
-    pub(crate) fn part(&self, factor: f64) -> PlanPart {
+    /// The parts of a plan where every multiplier is multiplied by `factor`.
+    pub(crate) fn parts(&self, factor: f64) -> impl Iterator<Item = PlanPart> {
         let multiplier = self.multiplier * factor * self.unit;
-        PlanPart {
+        self.vectors.iter().map(move |vector| PlanPart {
             name: self.name.clone(),
             path: self.path.clone(),
-            layer: self.vector.layer,
+            layer: vector.layer,
             multiplier,
-            norm: self.vector.norm(),
-            relative_dose: self.vector.relative_norm().map(|norm| norm * multiplier.abs() as f32),
+            norm: vector.norm(),
+            relative_dose: vector.relative_norm().map(|norm| norm * multiplier.abs() as f32),
             operator: self.operator,
             scope: self.scope,
-        }
+        })
     }
 }
 
@@ -96,12 +99,14 @@ pub(crate) fn one_layer(path: &Path) -> Outcome<SteeringVector> {
 
 /// The plan of vectors with every multiplier multiplied by `factor`.
 pub(crate) fn plan(vectors: &[Applied], factor: f64) -> Outcome<SteeringPlan> {
-    let add = |plan: SteeringPlan, v: &Applied| {
+    let entries = vectors.iter().flat_map(|v| {
         let multiplier = (v.multiplier * factor * v.unit) as f32;
         let (operator, scope) = (v.operator, v.scope);
-        plan.with(PlanEntry { vector: Arc::clone(&v.vector), multiplier, operator, scope })
-    };
-    Ok(vectors.iter().try_fold(SteeringPlan::new(), add)?)
+        let entry =
+            move |vector: &Arc<_>| PlanEntry { vector: Arc::clone(vector), multiplier, operator, scope };
+        v.vectors.iter().map(entry)
+    });
+    Ok(entries.into_iter().try_fold(SteeringPlan::new(), SteeringPlan::with)?)
 }
 
 /// Tells what is odd about a plan on a model; a vector of another model stops unless forced.
@@ -122,10 +127,11 @@ pub(crate) fn system_prompt(args: &PromptArgs, vectors: &[Applied], printer: Pri
     if let Some(text) = &args.system {
         return Some(text.clone()).filter(|text| !text.is_empty());
     }
-    let trained: Vec<_> = vectors.iter().filter(|v| v.vector.provenance.method != "unknown").collect();
-    let Some(first) = trained.first() else { return Some(DEFAULT_SYSTEM.to_owned()) };
-    let system = &first.vector.provenance.system_prompt;
-    if trained.iter().any(|v| v.vector.provenance.system_prompt != *system) {
+    let all = vectors.iter().map(|v| (v, &v.vectors[0].provenance));
+    let trained: Vec<_> = all.filter(|(_, made)| made.method != "unknown").collect();
+    let Some((first, made)) = trained.first() else { return Some(DEFAULT_SYSTEM.to_owned()) };
+    let system = &made.system_prompt;
+    if trained.iter().any(|(_, made)| made.system_prompt != *system) {
         printer.warn(format_args!(
             "the vectors were trained with different system prompts; that of {:?} is used",
             first.name

@@ -6,7 +6,9 @@ use std::time::Instant;
 use serde::Serialize;
 use steerkit::SteerError;
 use steerkit::recipe::{Draft, Recipe};
-use steerkit::train::{EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens};
+use steerkit::train::{
+    EvalPoint, Event, LayerOutcome, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens,
+};
 use steerkit_model::{LoraChoice, LoraMode, Model};
 
 use super::training::Watch;
@@ -19,12 +21,20 @@ use crate::{memory, signals};
 /// What `train` prints as JSON.
 #[derive(Serialize)]
 struct Trained<'a> {
-    vector: &'a Path,
+    /// The vectors' file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vector: Option<&'a Path>,
+    /// The adapter's folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<&'a Path>,
     layer: usize,
     steps: usize,
     seconds: f64,
     norm: f64,
-    relative_dose: f64,
+    relative_dose: Option<f64>,
+    /// Where several were trained.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    layers: &'a [LayerOutcome],
     eval: Vec<Point>,
     peak_rss_mb: Option<f64>,
     /// Which pairs `eval` was measured on.
@@ -168,6 +178,9 @@ fn set_options(draft: &mut Draft, args: &TrainArgs) {
         Some(LayerArg::Block(layer)) => draft.set("layer", &layer.to_string()),
         None => {}
     }
+    if let Some(layers) = &args.layers {
+        draft.set("layers", &format!("{layers:?}"));
+    }
     if let Some(seed) = args.seed {
         draft.set("seed", &seed.to_string());
     }
@@ -220,38 +233,58 @@ fn explain(error: SteerError, recipe: &Recipe) -> Failure {
 }
 
 fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
-    let file = run.folder.join("vector.safetensors");
     let peak_rss_mb = memory::peak_rss_mb();
+    let (file, is_adapter) = (run.file.as_path(), run.layers.is_empty());
+    let layers = if run.layers.len() > 1 { &run.layers[..] } else { &[] };
     printer.heading(format_args!("{} pairs of {}", run.eval.first().map_or(0, |p| p.n), run.split))?;
     printer.line(eval_table(&run.eval))?;
     printer.line("")?;
+    if !layers.is_empty() {
+        printer.line(layer_table(layers))?;
+        printer.line("")?;
+    }
+    let dose = run.relative_dose.map_or(String::new(), |dose| format!(" ({dose:.3} of the residual stream)"));
+    let place = match (is_adapter, layers.is_empty()) {
+        (true, _) => "in all blocks".to_owned(),
+        (_, true) => format!("after block {}", run.layer),
+        _ => format!("after {} blocks", layers.len()),
+    };
     printer.line(format_args!(
-        "after block {}, {} steps on {} pairs, norm {} ({:.3} of the residual stream), {seconds:.1} s{}",
-        run.layer,
+        "{place}, {} steps on {} pairs, norm {}{dose}, {seconds:.1} s{}",
         run.steps,
         run.trained_pairs,
         number(run.norm),
-        run.relative_dose,
         peak_rss_mb.map_or(String::new(), |mb| format!(", peak memory {mb:.0} MB"))
     ))?;
-    printer.line(format_args!("vector: {}", file.display()))?;
-    printer.say(format_args!(
-        "next: steerkit generate --model {} --steer {} --multipliers -1,0,1 --prompt '...'",
-        recipe.model,
-        vector::name_of_run(&run.folder)
-    ));
+    let (what, use_it) = match is_adapter {
+        true => ("adapter", format!("--lora {}=0.5", file.display())),
+        false => ("vector", format!("--steer {} --multipliers -1,0,1", vector::name_of_run(&run.folder))),
+    };
+    printer.line(format_args!("{what}: {}", file.display()))?;
+    printer.say(format_args!("next: steerkit generate --model {} {use_it} --prompt '...'", recipe.model));
     printer.result(&Trained {
-        vector: &file,
+        vector: (!is_adapter).then_some(file),
+        adapter: is_adapter.then_some(file),
         layer: run.layer,
         steps: run.steps,
         seconds,
         norm: run.norm,
         relative_dose: run.relative_dose,
+        layers,
         eval: run.eval.iter().map(Point::from).collect(),
         peak_rss_mb,
         split: &run.split,
         trained_pairs: run.trained_pairs,
     })
+}
+
+/// The norms of several layers.
+fn layer_table(layers: &[LayerOutcome]) -> Table {
+    let mut table = Table::new(&["layer", "norm", "dose"]);
+    for l in layers {
+        table.row(&[l.layer.to_string(), number(l.norm), format!("{:.3}", l.relative_dose)]);
+    }
+    table
 }
 
 /// Margin and accuracy at each multiplier.

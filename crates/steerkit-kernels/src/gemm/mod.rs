@@ -25,11 +25,13 @@ mod panel;
 mod strided;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 pub use few::linear_interleaved;
 pub use interleaved::Interleaved;
 pub(crate) use panel::{panel_width, times_panel};
 pub use strided::product;
+pub use weights::linear_weight_vjp;
 
 use crate::isa::Isa;
 use crate::{Matrix, Precision};

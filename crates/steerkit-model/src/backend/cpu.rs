@@ -224,6 +224,12 @@ impl Backend for Cpu {
         Ok(dx)
     }
 
+    fn linear_weight_vjp(&self, dy: &Tensor, x: &Tensor) -> Result<Vec<f32>> {
+        let mut dw = vec![0.0; dy.width * x.width];
+        gemm::linear_weight_vjp(&dy.data, &x.data, x.rows(), &mut dw);
+        Ok(dw)
+    }
+
     fn rms_norm(&self, x: &Tensor, gain: &Vec<f32>, eps: f32) -> Result<(Tensor, Tensor)> {
         let (mut y, mut rstd) = (self.tensor(x.rows(), x.width), self.tensor(x.rows(), 1));
         norm::rms_norm(&x.data, gain, eps, &mut y.data, &mut rstd.data);

@@ -267,6 +267,10 @@ impl Backend for Device {
         Ok(self.rounded(dy)?.matmul(&w.to_dtype(DType::F32)?)?)
     }
 
+    fn linear_weight_vjp(&self, dy: &Tensor, x: &Tensor) -> Result<Vec<f32>> {
+        self.download(&dy.t()?.matmul(x)?)
+    }
+
     fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
         let rstd = rstd(x, eps)?;
         Ok((x.broadcast_mul(&rstd)?.broadcast_mul(gain)?, rstd))

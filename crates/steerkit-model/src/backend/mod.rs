@@ -21,7 +21,8 @@ use steerkit_kernels::{Matrix, rope::Angles};
 
 /// Rows of numbers on some device, and what can be done with them. A tensor is `[rows, width]`, f32.
 ///
-/// A VJP takes the gradient of the output and gives that of the input; weights are frozen and get none.
+/// A VJP takes the gradient of the output and gives that of the input; weights are frozen and get none, but for the
+/// small matrices of an adapter in training.
 pub(crate) trait Backend: Send + Sync + 'static {
     /// Rows of numbers.
     type Tensor: Send;
@@ -57,6 +58,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// `x · Wᵀ`.
     fn linear(&self, x: &Self::Tensor, w: &Self::Matrix) -> Result<Self::Tensor>;
     fn linear_vjp(&self, dy: &Self::Tensor, w: &Self::Matrix) -> Result<Self::Tensor>;
+    /// The gradient of `W`, `dyᵀ · x`.
+    fn linear_weight_vjp(&self, dy: &Self::Tensor, x: &Self::Tensor) -> Result<Vec<f32>>;
 
     /// The normalised rows and the reciprocal of each row's root mean square.
     fn rms_norm(&self, x: &Self::Tensor, gain: &Self::Gain, eps: f32)

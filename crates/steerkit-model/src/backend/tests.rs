@@ -99,7 +99,11 @@ mod operations {
         let w = b.matrix(&Matrix::from_f32(rows, cols, &noise(1, rows * cols)))?;
         let y = b.linear(&b.upload(&noise(2, t * cols), cols)?, &w)?;
         let dx = b.linear_vjp(&b.upload(&noise(3, t * rows), rows)?, &w)?;
-        Ok(vec![("linear", b.download(&y)?), ("linear_vjp", b.download(&dx)?)])
+        let dw = b.linear_weight_vjp(
+            &b.upload(&noise(3, t * rows), rows)?,
+            &b.upload(&noise(2, t * cols), cols)?,
+        )?;
+        Ok(vec![("linear", b.download(&y)?), ("linear_vjp", b.download(&dx)?), ("linear_weight_vjp", dw)])
     }
 
     pub(super) fn rms_norm<B: Backend>(b: &B) -> Results {

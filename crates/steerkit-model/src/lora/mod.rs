@@ -1,10 +1,14 @@
 //! LoRA adapters (Hu et al. 2021) on the weights of a base model: `W·x + scale · B·(A·x)`.
 //!
 //! Two kinds of files are read: folders of PEFT (`adapter_config.json` and `adapter_model.safetensors`, LoRA and
-//! rsLoRA) and GGUF adapters of llama.cpp. Either kind goes onto either kind of base model.
+//! rsLoRA) and GGUF adapters of llama.cpp. Either kind goes onto either kind of base model. [`TrainableLora`] is an
+//! adapter whose numbers still change.
 
 mod gguf;
 mod peft;
+mod trainable;
+
+pub use trainable::{AdditionGradients, Additions, LoraSettings, PeftTensor, TrainableLora};
 
 use crate::arch::{Family, TensorNames};
 use crate::config::{DecoderConfig, RopePairing};
@@ -131,7 +135,7 @@ pub fn apply(loaded: &mut Loaded, choices: &[LoraChoice], mode: LoraMode) -> Res
 
 /// A projection of a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Qkv,
     AttnOut,
     GateUp,

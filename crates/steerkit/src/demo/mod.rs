@@ -199,7 +199,7 @@ fn answers(
         max_tokens: MAX_TOKENS,
         max_batch: MAX_BATCH,
     };
-    let vector = Arc::new(outcome.vector.clone());
+    let vector = Arc::new(outcome.vectors[0].clone());
     let answers = answer(model, &prompting, &vector, &request, &mut |done| {
         observer(DemoEvent::Answering { done, total });
         let stop = cancel.load(Ordering::Relaxed);

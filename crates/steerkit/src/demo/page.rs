@@ -80,7 +80,7 @@ impl Page {
                 layer: outcome.layer,
                 n_layers: identity.n_layers,
                 norm: outcome.norm,
-                relative_dose: Some(outcome.relative_dose),
+                relative_dose: outcome.relative_dose,
                 train_pairs: outcome.trained_pairs,
                 held_out_pairs,
                 pair_passes: self.pair_passes,
@@ -107,7 +107,7 @@ fn hashes(model: &Model, outcome: &Outcome, demo: &Demo) -> Result<Vec<(String, 
     let identity = model.identity();
     let mut hashes = vec![(identity.name.clone(), identity.file_sha256.clone())];
     hashes.extend(
-        outcome.vector.provenance.data.as_ref().map(|data| ("train.jsonl".into(), data.sha256.clone())),
+        outcome.vectors[0].provenance.data.as_ref().map(|data| ("train.jsonl".into(), data.sha256.clone())),
     );
     hashes.push(("vector.safetensors".into(), sha256(&fs_err::read(&demo.vector)?)));
     Ok(hashes)

@@ -70,6 +70,7 @@ mod tests {
             grad_norm: 1.0,
             lr: None,
             norm: 1.0,
+            layer_norms: Vec::new(),
             seconds: 0.0,
         })
     }

@@ -52,8 +52,11 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Learning rate used; none for a norm budget.
     pub lr: Option<f64>,
-    /// Norm of the vector after the update.
+    /// Norm of the vector after the update; of an adapter that of what it adds to the weights.
     pub norm: f64,
+    /// Norm of each layer's vector, where several are trained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer_norms: Vec<f64>,
     /// Wall-clock seconds the step took.
     pub seconds: f64,
 }

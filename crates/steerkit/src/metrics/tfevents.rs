@@ -84,6 +84,8 @@ fn step_scalars(r: &StepRecord) -> Vec<(String, f64)> {
         ("train/norm".into(), r.norm),
     ];
     scalars.extend(r.lr.map(|lr| ("train/lr".into(), lr)));
+    let layers = r.layer_norms.iter().enumerate();
+    scalars.extend(layers.map(|(i, &norm)| (format!("train/norm/{i}"), norm)));
     scalars
 }
 

@@ -1,15 +1,17 @@
-//! Optimisers of one vector, their learning-rate schedule and gradient clipping.
+//! Optimisers of a list of numbers, their learning-rate schedule, gradient clipping and penalties.
 
 mod adamw;
 mod clip;
 mod factored;
 mod norm_budget;
+mod penalty;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWState};
 pub use clip::clip_by_norm;
 pub use factored::{FactoredAdamW, FactoredState};
 pub use norm_budget::{NormBudget, NormBudgetState};
+pub use penalty::Penalty;
 pub use schedule::{Cosine, Warmup};
 
 use rand::Rng;

@@ -125,16 +125,17 @@ impl Draft {
                 })?
             }
         };
-        let mut defaults = DeTable::parse(preset.text()).expect("the presets are TOML").into_inner();
-        if root.contains_key("epochs") || root.contains_key("steps") {
-            defaults.remove("epochs");
-            defaults.remove("steps");
-        }
+        let of_preset = DeTable::parse(preset.text()).expect("the presets are TOML").into_inner();
         let nowhere = self.set_span(self.sets.len());
-        let method = self.method(root, &defaults)?;
-        let own = DeTable::parse(method.text()).expect("the methods are TOML").into_inner();
-        merge(root, own, &nowhere);
-        merge(root, defaults, &nowhere);
+        let method = self.method(root, &of_preset)?;
+        let of_method = DeTable::parse(method.text()).expect("the methods are TOML").into_inner();
+        for mut defaults in [of_method, of_preset] {
+            if root.contains_key("epochs") || root.contains_key("steps") {
+                defaults.remove("epochs");
+                defaults.remove("steps");
+            }
+            merge(root, defaults, &nowhere);
+        }
         let word = |text: &'static str| Spanned::new(nowhere.clone(), DeValue::String(Cow::Borrowed(text)));
         let key = |text: &'static str| Spanned::new(nowhere.clone(), Cow::Borrowed(text));
         root.entry(key("preset")).or_insert(word(preset.name()));

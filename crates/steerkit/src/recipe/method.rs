@@ -32,11 +32,13 @@ pub enum Method {
     Random,
     /// The mean gradient of BiPO at v = 0.
     Grad0,
+    /// Direct preference optimisation of a LoRA adapter: no vector, the paper's comparison.
+    DpoLora,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Bipo,
         Self::Unidirectional,
         Self::BipoAnchor,
@@ -50,6 +52,7 @@ impl Method {
         Self::Pca,
         Self::Random,
         Self::Grad0,
+        Self::DpoLora,
     ];
 
     /// As recipes name it.
@@ -68,6 +71,7 @@ impl Method {
             Self::Pca => "pca",
             Self::Random => "random",
             Self::Grad0 => "grad0",
+            Self::DpoLora => "dpo-lora",
         }
     }
 
@@ -87,6 +91,7 @@ impl Method {
             Self::Pca => "First principal component of the pairs' differences",
             Self::Random => "A random direction: the control",
             Self::Grad0 => "The gradient of BiPO at v = 0",
+            Self::DpoLora => "Not a vector: a LoRA adapter by DPO (arXiv 2305.18290), the paper's comparison",
         }
     }
 
@@ -125,6 +130,12 @@ impl Method {
             // Directions without a length of their own are brought to the norm budget's dose.
             Self::Pca | Self::Random | Self::Grad0 => {
                 "[objective]\nkind = \"bipo\"\n[extract]\ndose = 0.095\n"
+            }
+            // The paper's appendix F, without its dropout.
+            Self::DpoLora => {
+                "directions = \"toward\"\nbatch = 4\nepochs = 2\n[objective]\nkind = \"bipo\"\n\
+                 [optimiser]\nkind = \"adamw\"\nlr = 2e-4\n\
+                 [adapter]\nr = 8\nalpha = 16.0\ntargets = [\"q_proj\", \"v_proj\"]\n"
             }
         }
     }

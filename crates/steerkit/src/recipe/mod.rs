@@ -12,13 +12,13 @@ pub use method::Method;
 
 use crate::{
     data::ColumnMap,
-    objective::Objective,
-    optim::{Optimiser, Warmup},
+    objective::{Direction, Objective, View},
+    optim::{Optimiser, Penalty, Warmup},
     scope::TokenScope,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
-use steerkit_model::OpenOptions;
+use steerkit_model::{OpenOptions, lora::LoraSettings};
 
 /// One training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct Recipe {
     pub method: Method,
     /// The block after which the vector is added.
     pub layer: LayerChoice,
+    /// Several blocks in place of one, ascending: a vector is trained for each, all together.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<usize>,
     /// Pairs per optimiser step.
     pub batch: usize,
     /// Passes over the data; or `steps`.
@@ -67,6 +70,10 @@ pub struct Recipe {
     pub objective: Objective,
     /// The optimiser.
     pub optimiser: Optimiser,
+    /// What keeps the vectors of several layers small.
+    pub penalty: Option<Penalty>,
+    /// The adapter of the method `dpo-lora`.
+    pub adapter: Option<LoraSettings>,
     /// Vectors from activations.
     #[serde(default)]
     pub extract: ExtractSettings,
@@ -386,6 +393,8 @@ impl Recipe {
                 format!("found {found:?}, expected {kind:?} for the method {method:?}"),
             );
         }
+        self.check_layers()?;
+        self.check_adapter()?;
         self.extract.dose.map_or(Ok(()), |dose| positive("dose", dose))?;
         match &self.optimiser {
             Optimiser::NormBudget(o) => positive("dose", o.dose)?,
@@ -419,6 +428,70 @@ impl Recipe {
         match self.eval.multipliers.iter().find(|m| !m.is_finite()) {
             Some(m) => fault("multipliers", format!("found {m}, expected finite numbers")),
             None => Ok(()),
+        }
+    }
+}
+
+impl Recipe {
+    /// Several layers, and what goes only with them.
+    fn check_layers(&self) -> Result<(), (String, String)> {
+        let fault = |key: &str, what: String| Err((key.to_owned(), what));
+        if let Some(penalty) = self.penalty {
+            let weight = penalty.weight();
+            if !(weight.is_finite() && weight > 0.0) {
+                return fault("weight", format!("found {weight}, expected a number above 0"));
+            }
+            if self.layers.len() < 2 || !matches!(self.optimiser, Optimiser::AdamW(_)) {
+                return fault("penalty", "expected several `layers` and the optimiser \"adamw\"".into());
+            }
+        }
+        if self.layers.is_empty() {
+            return Ok(());
+        }
+        if !self.layers.is_sorted_by(|a, b| a < b) {
+            return fault("layers", format!("found {:?}, expected block numbers that ascend", self.layers));
+        }
+        if self.layer != LayerChoice::Auto {
+            return fault("layers", "expected either `layer` or `layers`".into());
+        }
+        let nulls = |d| self.objective.views(d, 1.0).contains(&View::Nulled);
+        if self.method.is_extraction() || [Direction::Toward, Direction::Away].into_iter().any(nulls) {
+            let method = self.method.name();
+            return fault("layers", format!("the method {method:?} makes the vector of one layer"));
+        }
+        match self.optimiser {
+            Optimiser::Factored(_) => {
+                fault("layers", "expected the optimiser \"adamw\" or \"norm-budget\"".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The adapter, and what cannot be had with it.
+    fn check_adapter(&self) -> Result<(), (String, String)> {
+        let fault = |key: &str, what: &str| Err((key.to_owned(), what.to_owned()));
+        let method = self.method == Method::DpoLora;
+        match &self.adapter {
+            None if method => return fault("adapter", "expected a table for the method \"dpo-lora\""),
+            None => return Ok(()),
+            Some(_) if !method => return fault("adapter", "expected only for the method \"dpo-lora\""),
+            Some(a) if !(a.alpha.is_finite() && a.alpha > 0.0) => {
+                return fault("alpha", &format!("found {}, expected a number above 0", a.alpha));
+            }
+            Some(_) => {}
+        }
+        if !self.layers.is_empty() {
+            return fault("layers", "an adapter changes all blocks");
+        }
+        if self.directions != Directions::Toward {
+            return fault("directions", "expected \"toward\": an adapter has but one direction");
+        }
+        if self.scope != TokenScope::All {
+            return fault("scope", "expected \"all\": an adapter acts on every token");
+        }
+        match self.optimiser {
+            Optimiser::AdamW(_) => Ok(()),
+            _ => fault("optimiser", "expected the kind \"adamw\" for an adapter"),
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
     sync::{Mutex, PoisonError, atomic::AtomicBool},
     time::SystemTime,
 };
-use steerkit_model::{Keep, Model};
+use steerkit_model::{Keep, Model, Pass};
 
 /// Name and version of the format.
 const MAGIC: &[u8; 8] = b"SKRESID1";
@@ -42,7 +42,8 @@ pub(crate) struct CachePolicy {
 /// What is to be cached.
 pub(crate) struct CacheRequest<'a> {
     pub(crate) model: &'a Model,
-    pub(crate) layer: usize,
+    /// The block after which the residual stream is kept; none to keep the reference log-probabilities only.
+    pub(crate) layer: Option<usize>,
     pub(crate) precision: Precision,
     /// Name of the pairs in events.
     pub(crate) split: &'a str,
@@ -133,7 +134,7 @@ impl PairCache {
     fn open(path: &Path, key: &[u8; 32], request: &CacheRequest<'_>, memory: u64) -> io::Result<Self> {
         let wrong =
             |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
-        let d = request.model.config().d_model;
+        let d = request.width();
         let file = fs_err::File::open(path)?.into_parts().0;
         let head_bytes = header_bytes(request.pairs.len());
         let body_bytes = Self::bytes(request.pairs, d);
@@ -180,7 +181,7 @@ impl PairCache {
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<Self, Halt> {
-        let d = request.model.config().d_model;
+        let d = request.width();
         let keep = Self::bytes(request.pairs, d) <= policy.memory;
         let mut writer = match path.is_some() || !keep {
             true => tolerate(Writer::create(path, request.pairs.len()), keep, observer)?,
@@ -192,8 +193,15 @@ impl PairCache {
             check(cancel)?;
             let pairs = &request.pairs[run.clone()];
             let Packed { pack, spans, .. } = Packed::unsteered(pairs);
-            let h_td = request.model.residual(&pack, request.layer)?;
-            let scores = request.model.score_from(request.layer, &h_td, &pack, Keep::Nothing)?;
+            let h_td = match request.layer {
+                Some(layer) => request.model.residual(&pack, layer)?,
+                None => Vec::new(),
+            };
+            let pass = match request.layer {
+                Some(layer) => Pass::from_residual(layer, &h_td, &pack),
+                None => Pass::plain(&pack),
+            };
+            let scores = request.model.score_pass(&pass, Keep::Nothing)?;
             for (pair, span) in pairs.iter().zip(&spans) {
                 let rows_td = Packed::pair_rows(span, &h_td, d);
                 let bytes = le_bytes(&rows_td);
@@ -228,6 +236,11 @@ impl PairCache {
 }
 
 impl CacheRequest<'_> {
+    /// Numbers that are kept of a row.
+    fn width(&self) -> usize {
+        if self.layer.is_some() { self.model.config().d_model } else { 0 }
+    }
+
     /// Hash of everything that decides the numbers.
     fn key(&self) -> [u8; 32] {
         let identity = self.model.identity();
@@ -239,7 +252,8 @@ impl CacheRequest<'_> {
         part(MAGIC);
         part(env!("CARGO_PKG_VERSION").as_bytes());
         part(identity.file_sha256.as_bytes());
-        part(format!("{:?} {}", self.precision, self.layer).as_bytes());
+        let layer = self.layer.map_or("none".to_owned(), |layer| layer.to_string());
+        part(format!("{:?} {layer}", self.precision).as_bytes());
         // The tokens stand for tokeniser, template, system prompt and data rows: whatever of these changes
         // matters only through them.
         for pair in self.pairs {
@@ -253,16 +267,19 @@ impl CacheRequest<'_> {
 
 /// Norms of the rows that count.
 #[derive(Default)]
-struct Norms(Vec<f32>);
+pub(super) struct Norms(Vec<f32>);
 
 impl Norms {
-    fn add(&mut self, pair: &TokenPair, rows_td: &[f32], d: usize) {
+    pub(super) fn add(&mut self, pair: &TokenPair, rows_td: &[f32], d: usize) {
+        if d == 0 {
+            return;
+        }
         // The first row of the pair is the first of its prompt; the responses follow the prompt.
         debug_assert_eq!(rows_td.len(), pair.rows() * d);
         self.0.extend(rows_td.chunks_exact(d).skip(1).map(|row| crate::optim::norm(row) as f32));
     }
 
-    fn median(mut self) -> f64 {
+    pub(super) fn median(mut self) -> f64 {
         self.0.sort_unstable_by(f32::total_cmp);
         let n = self.0.len();
         if n == 0 {

@@ -8,7 +8,10 @@ use steerkit_model::DecoderConfig;
 #[derive(Clone, Debug)]
 pub(crate) struct Footprint<'a> {
     pub(crate) config: &'a DecoderConfig,
-    pub(crate) layer: usize,
+    /// The highest block without a gradient, if any.
+    pub(crate) layer: Option<usize>,
+    /// Inputs of adapted projections that a block keeps of a row.
+    pub(crate) adapted: usize,
     /// Bytes of cached rows kept in memory.
     pub(crate) cached: u64,
     /// Packed rows and scored tokens of each pair, by step.
@@ -33,8 +36,8 @@ impl Footprint<'_> {
     fn pass_bytes(&self, rows: usize, scored: usize) -> u64 {
         let c = self.config;
         let qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
-        let saved = 2 * c.d_model + qkv + 2 * c.d_ff + 2;
-        let blocks = c.n_layers - 1 - self.layer;
+        let saved = 2 * c.d_model + qkv + 2 * c.d_ff + 2 + self.adapted;
+        let blocks = c.n_layers - self.layer.map_or(0, |layer| layer + 1);
         // Beside what blocks keep: the edited rows, the stream and its gradient, and one block's working set.
         let working = 6 * c.d_model + 2 * qkv + 5 * c.d_ff;
         let head = c.vocab + 4 * c.d_model;
@@ -93,7 +96,8 @@ mod tests {
             features: Features::default(),
         };
         let steps = vec![vec![(80, 40); 16], vec![(200, 100); 2]];
-        let footprint = Footprint { config: &config, layer: 15, cached: 100_000_000, steps };
+        let footprint =
+            Footprint { config: &config, layer: Some(15), adapted: 0, cached: 100_000_000, steps };
         assert!(footprint.check(4096, None).is_ok());
         assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
         let few = |available| match footprint.check(4096, Some(available)) {

@@ -1,4 +1,4 @@
-//! Training a steering vector.
+//! Training a steering vector, vectors of several layers together, or an adapter.
 //!
 //! Blocks 0 to L do not see the vector, so they run once per pair (`cache`); every step runs only the blocks
 //! above, forward and backward (`pass`). The order of the data is laid out before the first step (`order`),
@@ -18,6 +18,9 @@ pub(crate) mod observer;
 pub(crate) mod order;
 pub(crate) mod pass;
 mod run;
+mod trainee;
+#[cfg(test)]
+mod trainee_goldens;
 
 pub use encode::{RunData, TokenSet};
 pub use evaluate::EvalPoint;
@@ -28,6 +31,7 @@ pub use pass::TokenPair;
 pub(crate) use pass::packed_rows;
 
 use crate::{Result, recipe::Recipe, vector::SteeringVector};
+use serde::Serialize;
 use std::{path::PathBuf, sync::atomic::AtomicBool};
 use steerkit_model::Model;
 
@@ -46,20 +50,22 @@ pub enum Start {
 /// What a run gave.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The vector, as saved.
-    pub vector: SteeringVector,
+    /// The vectors, as saved: one for a layer, those of silent layers left out. None where an adapter was trained.
+    pub vectors: Vec<SteeringVector>,
     /// The run's folder.
     pub folder: PathBuf,
-    /// The block after which it is added.
+    /// The file of the vectors, or the adapter's folder.
+    pub file: PathBuf,
+    /// The lowest block after which something is added; 0 for an adapter.
     pub layer: usize,
+    /// What was trained for each block; nothing for an adapter.
+    pub layers: Vec<LayerOutcome>,
     /// Optimiser steps done.
     pub steps: usize,
-    /// Euclidean norm of the vector.
+    /// Euclidean norm of all vectors together; of an adapter that of what it adds to the weights.
     pub norm: f64,
-    /// Median norm of the residual stream at the layer over the training pairs, position 0 excluded.
-    pub residual_norm: f64,
-    /// `norm / residual_norm`.
-    pub relative_dose: f64,
+    /// Dose of all layers together: the root of the sum of their squares. None for an adapter.
+    pub relative_dose: Option<f64>,
     /// Pairs trained on.
     pub trained_pairs: usize,
     /// Pairs of the last evaluation: `test`, else `valid`, else `train`.
@@ -68,8 +74,22 @@ pub struct Outcome {
     pub eval: Vec<EvalPoint>,
 }
 
-/// Trains one vector into a new folder: `vector.safetensors`, `recipe.toml`, `metrics.jsonl`, a TensorBoard event
-/// file, `checkpoints/`, and with `epoch_vectors` the vector of every epoch in `vectors/`.
+/// What was trained for one block.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LayerOutcome {
+    /// The block.
+    pub layer: usize,
+    /// Euclidean norm of its vector.
+    pub norm: f64,
+    /// Median norm of the residual stream there over the training pairs, position 0 excluded; of several layers, above
+    /// the lowest over the first 64 pairs.
+    pub residual_norm: f64,
+    /// `norm / residual_norm`.
+    pub relative_dose: f64,
+}
+
+/// Trains into a new folder: `vector.safetensors` (or `adapter/`), `recipe.toml`, `metrics.jsonl`, a TensorBoard
+/// event file, `checkpoints/`, and with `epoch_vectors` the vector of every epoch in `vectors/`.
 ///
 /// `model` must have been opened with the recipe's precision. Setting `cancel` ends the run after the micro-batch
 /// at hand, with its state saved.

@@ -4,6 +4,7 @@
 use super::{
     cache::{CachePolicy, CacheRequest, PairCache},
     pass::{Prepared, TokenPair},
+    trainee::Trainee,
 };
 use crate::{
     objective::{Direction, Objective},
@@ -58,7 +59,7 @@ fn prepared<'a>(model: &'a Model, goldens: &Goldens, scope: TokenScope) -> Prepa
     let (layer, micro_batch_rows) = (goldens.layer, 24);
     let request = CacheRequest {
         model,
-        layer,
+        layer: Some(layer),
         precision: Precision::F32,
         split: "train",
         pairs: &pairs,
@@ -66,7 +67,8 @@ fn prepared<'a>(model: &'a Model, goldens: &Goldens, scope: TokenScope) -> Prepa
     };
     let cache = PairCache::prepare(&request, &policy, &mut |_: super::Event<'_>| {}, &AtomicBool::new(false))
         .unwrap();
-    Prepared { model, layer, pairs, scopes, cache, micro_batch_rows }
+    let trainee = Trainee::vector(model, layer);
+    Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows }
 }
 
 #[test]

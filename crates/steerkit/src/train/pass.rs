@@ -3,10 +3,11 @@
 use super::{
     cache::PairCache,
     observer::{Halt, check},
+    trainee::Trainee,
 };
 use crate::objective::{Direction, Objective, PairFacts, PairLogps, View};
 use std::{ops::Range, sync::atomic::AtomicBool};
-use steerkit_model::{Keep, Model, Pack, Positions, pack::PairSpan};
+use steerkit_model::{Gradients, Keep, Model, Pack, Pass, Positions, lora::Additions, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,10 +112,10 @@ pub(crate) fn pair_logps(logps: &[f32], span: &PairSpan) -> PairLogps {
     PairLogps { chosen: sum(&span.chosen), rejected: sum(&span.rejected) }
 }
 
-/// A set of pairs that were run through blocks 0 to L once.
+/// A set of pairs that were run once through the blocks that never change.
 pub(crate) struct Prepared<'a> {
     pub(crate) model: &'a Model,
-    pub(crate) layer: usize,
+    pub(crate) trainee: Trainee,
     pub(crate) pairs: Vec<TokenPair>,
     /// Where the vector acts on each pair.
     pub(crate) scopes: Vec<Positions>,
@@ -131,7 +132,7 @@ pub(crate) struct BatchGradient {
     pub(crate) margin: f64,
     /// Share of pairs with a positive d times relative margin.
     pub(crate) accuracy: f64,
-    /// d mean loss / d v `[d]`.
+    /// d mean loss / d v, as many numbers as are trained.
     pub(crate) grad: Vec<f32>,
 }
 
@@ -147,9 +148,9 @@ impl Prepared<'_> {
         for run in micro_batches(items.iter().map(|i| self.pairs[i.0].rows()), self.micro_batch_rows) {
             check(cancel)?;
             let items: Vec<_> = items[run].iter().map(|&(i, scale)| (i, View::Added(scale))).collect();
-            let (packed, h_td) = self.steered(&items, v)?;
-            let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::Nothing)?;
-            all.extend(packed.spans.iter().map(|span| pair_logps(scores.logps(), span)));
+            let steered = self.steered(&items, v)?;
+            let scores = self.model.score_pass(&steered.pass(), Keep::Nothing)?;
+            all.extend(steered.packed.spans.iter().map(|span| pair_logps(scores.logps(), span)));
         }
         Ok(all)
     }
@@ -166,9 +167,8 @@ impl Prepared<'_> {
         objective: &Objective,
         cancel: &AtomicBool,
     ) -> Result<BatchGradient, Halt> {
-        let d = v.len();
         let (mut loss, mut margin, mut right) = (0.0, 0.0, 0usize);
-        let mut grad = vec![0f64; d];
+        let mut grad = vec![0f64; v.len()];
         let views: Vec<Vec<View>> =
             batch.iter().zip(factors).map(|(item, &factor)| objective.views(item.1, factor)).collect();
         let rows = batch.iter().zip(&views).map(|(item, views)| self.pairs[item.0].rows() * views.len());
@@ -180,8 +180,10 @@ impl Prepared<'_> {
                 .zip(views)
                 .flat_map(|(item, views)| views.iter().map(|&v| (item.0, v)))
                 .collect();
-            let (packed, h_td) = self.steered(&items, v)?;
-            let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::ForVjp)?;
+            let steered = self.steered(&items, v)?;
+            let scores = self.model.score_pass(&steered.pass(), Keep::ForVjp)?;
+            // The edited rows are not needed any more.
+            let packed = steered.into_packed();
             let mut coef = vec![0f32; scores.logps().len()];
             let mut of_pair = packed.spans.as_slice();
             for (&(i, direction), views) in batch.iter().zip(views) {
@@ -200,9 +202,8 @@ impl Prepared<'_> {
                 margin += toward;
                 right += usize::from(toward > 0.0);
             }
-            drop(h_td);
-            let dh_td = scores.vjp(&coef)?;
-            self.add_gradient(&packed, &items, v, &dh_td, &mut grad)?;
+            let gradients = scores.gradients(&coef)?;
+            self.add_gradient(&packed, &items, v, &gradients, &mut grad)?;
         }
         let n = batch.len() as f64;
         let grad = grad.into_iter().map(|g| (g / n) as f32).collect();
@@ -220,13 +221,33 @@ impl Prepared<'_> {
         }
     }
 
-    /// The packed runs and their residual stream, edited where the scope lets them be.
-    fn steered(&self, items: &[(usize, View)], v: &[f32]) -> Result<(Packed, Vec<f32>), Halt> {
-        let d = v.len();
+    /// The packed runs, with what the numbers `v` change in them.
+    fn steered(&self, items: &[(usize, View)], v: &[f32]) -> Result<Steered, Halt> {
         let packed = Packed::new(items.iter().map(|&(i, view)| (&self.pairs[i], (view, &self.scopes[i]))));
-        let mut h_td = self.residual(&packed, items, d)?;
+        match &self.trainee {
+            Trainee::Adapter(lora) => {
+                let adapter = Some(lora.additions(v, weight(items)));
+                Ok(Steered { packed, stream: None, added: Vec::new(), adapter })
+            }
+            Trainee::Vectors { layers, d } => {
+                let mut h_td = self.residual(&packed, items, *d)?;
+                self.edit(&packed, items, &v[..*d], &mut h_td);
+                let added = layers.iter().zip(v.chunks_exact(*d)).skip(1).map(|(&layer, v)| {
+                    let mut rows_td = vec![0.0; packed.pack.len() * d];
+                    self.edit(&packed, items, v, &mut rows_td);
+                    (layer, rows_td)
+                });
+                let added = added.collect();
+                Ok(Steered { packed, stream: Some((layers[0], h_td)), added, adapter: None })
+            }
+        }
+    }
+
+    /// Edits the rows of a stream where the scope lets them be.
+    fn edit(&self, packed: &Packed, items: &[(usize, View)], v: &[f32], h_td: &mut [f32]) {
+        let d = v.len();
         for text in &packed.texts {
-            let edited = self.edited(&packed, text, items);
+            let edited = self.edited(packed, text, items);
             match items[text.item].1 {
                 View::Added(scale) => {
                     let edit: Vec<f32> = v.iter().map(|x| scale * x).collect();
@@ -245,7 +266,6 @@ impl Prepared<'_> {
                 }
             }
         }
-        Ok((packed, h_td))
     }
 
     /// The residual stream of a pack without steering, from the cache.
@@ -269,11 +289,32 @@ impl Prepared<'_> {
         text.rows.clone().filter(|&row| scope.contains(positions[row])).collect()
     }
 
-    /// Adds d loss / d v to `grad`, from the gradient `g` of each edited row.
+    /// Adds d loss / d v to `grad`.
+    fn add_gradient(
+        &self,
+        packed: &Packed,
+        items: &[(usize, View)],
+        v: &[f32],
+        of: &Gradients,
+        grad: &mut [f64],
+    ) -> Result<(), Halt> {
+        match &self.trainee {
+            Trainee::Adapter(lora) => lora.add_gradient(&of.adapter, weight(items), grad),
+            Trainee::Vectors { d, .. } => {
+                let streams = std::iter::once(&of.start_td).chain(&of.added_td);
+                for ((dh_td, v), grad) in streams.zip(v.chunks_exact(*d)).zip(grad.chunks_exact_mut(*d)) {
+                    self.add_layer_gradient(packed, items, v, dh_td, grad)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds d loss / d v of one layer to `grad`, from the gradient `g` of each edited row.
     ///
     /// `h + s·v` gives `s·Σ g`. With `p = v·h`, `h - max(p, 0)/|v|²·v` gives, where `p > 0`,
     /// `-(g·v/|v|²)·h - (p/|v|²)·g + 2p(g·v)/|v|⁴·v`.
-    fn add_gradient(
+    fn add_layer_gradient(
         &self,
         packed: &Packed,
         items: &[(usize, View)],
@@ -309,6 +350,40 @@ impl Prepared<'_> {
             grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += s);
         }
         Ok(())
+    }
+}
+
+/// Packed runs as the model is to see them.
+struct Steered {
+    packed: Packed,
+    /// The edited residual stream and the block after which it stands; none where the pass begins at the tokens.
+    stream: Option<(usize, Vec<f32>)>,
+    /// What is added after further blocks.
+    added: Vec<(usize, Vec<f32>)>,
+    adapter: Option<Additions>,
+}
+
+impl Steered {
+    fn pass(&self) -> Pass<'_> {
+        let pack = &self.packed.pack;
+        let plain = match &self.stream {
+            Some((layer, h_td)) => Pass::from_residual(*layer, h_td, pack),
+            None => Pass::plain(pack),
+        };
+        Pass { added: &self.added, adapter: self.adapter.as_ref(), ..plain }
+    }
+
+    fn into_packed(self) -> Packed {
+        self.packed
+    }
+}
+
+/// How much of an adapter acts on runs, which is the same for all of a pass.
+fn weight(items: &[(usize, View)]) -> f32 {
+    debug_assert!(items.iter().all(|item| item.1 == items[0].1));
+    match items[0].1 {
+        View::Added(scale) => scale,
+        View::Nulled => 0.0,
     }
 }
 

@@ -1,7 +1,10 @@
 //! One run, from its folder to its vector.
 
+mod layout;
+mod made;
+
 use super::{
-    EvalPoint, Outcome, RunData, RunLock, Start, TokenPair, TokenSet,
+    EvalPoint, LayerOutcome, Outcome, RunData, RunLock, Start, TokenPair, TokenSet,
     cache::{CachePolicy, CacheRequest, PairCache},
     checkpoint::Checkpoint,
     evaluate::Measured,
@@ -9,73 +12,30 @@ use super::{
     memory::{Footprint, available},
     observer::{Event, Halt, Observer},
     order::{Batch, Order, factors},
-    pass::Prepared,
+    pass::{BatchGradient, Prepared},
+    trainee::{Trainee, residual_norms},
 };
 use crate::{
     Result, SteerError,
     metrics::{EvalRecord, Metrics, Phase, Record, StepRecord},
     objective::Direction,
-    optim::{OptimiserState, StepContext, norm},
+    optim::{Optimiser, OptimiserState, StepContext, Update, norm},
     recipe::{LayerChoice, Method, Recipe},
-    vector::{DataUse, Provenance, SteeringVector},
 };
 use fs_err as fs;
-use serde_json::Value;
+use layout::Layout;
 use std::{
     collections::BTreeMap,
-    io,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
-use steerkit_model::{Model, Positions};
+use steerkit_model::{Model, ModelError, Positions, lora::TrainableLora};
 
 /// A vector this many times as long as the residual stream has exploded.
 const EXPLOSION: f64 = 100.0;
 /// Training time between checkpoints.
 const CHECKPOINT_PAUSE: Duration = Duration::from_secs(10);
-
-/// What a run writes into its folder.
-struct Layout {
-    recipe: PathBuf,
-    vector: PathBuf,
-    last_finite: PathBuf,
-    checkpoints: PathBuf,
-    epoch_vectors: PathBuf,
-    metrics: PathBuf,
-}
-
-impl Layout {
-    fn new(folder: &Path) -> Self {
-        Self {
-            recipe: folder.join("recipe.toml"),
-            vector: folder.join("vector.safetensors"),
-            last_finite: folder.join("vector.last-finite.safetensors"),
-            checkpoints: folder.join("checkpoints"),
-            epoch_vectors: folder.join("vectors"),
-            metrics: folder.join("metrics.jsonl"),
-        }
-    }
-
-    fn holds_a_run(&self) -> bool {
-        self.recipe.exists() || self.vector.exists() || Checkpoint::exists(&self.checkpoints)
-    }
-
-    fn clear(&self) -> io::Result<()> {
-        for file in [&self.recipe, &self.vector, &self.last_finite, &self.metrics] {
-            absent(fs::remove_file(file))?;
-        }
-        for folder in [&self.checkpoints, &self.epoch_vectors] {
-            absent(fs::remove_dir_all(folder))?;
-        }
-        Ok(())
-    }
-}
-
-/// Success when what was to go is not there.
-fn absent(result: io::Result<()>) -> io::Result<()> {
-    result.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
-}
 
 /// Trains; see [`super::train_tokens`].
 pub(crate) fn run(
@@ -87,7 +47,7 @@ pub(crate) fn run(
     cancel: &AtomicBool,
 ) -> Result<Outcome> {
     let folder = recipe.out.as_path();
-    let layout = Layout::new(folder);
+    let layout = Layout::new(folder, recipe.method);
     fs::create_dir_all(folder)?;
     let _lock = RunLock::take(folder)?;
     let inputs = data.hashes(model);
@@ -174,10 +134,13 @@ struct Run<'a> {
     /// The pairs that any step uses; the batches of `order` count in these.
     used: Vec<usize>,
     train: Prepared<'a>,
+    /// Median norm of the residual stream at each layer.
+    residual_norms: Vec<f64>,
     /// Pairs of evaluations, prepared when they are first needed.
     measured: BTreeMap<&'static str, Prepared<'a>>,
     policy: CachePolicy,
     metrics: Metrics,
+    /// The numbers that are trained.
     vector: Vec<f32>,
     optimiser: OptimiserState,
     step: usize,
@@ -197,11 +160,7 @@ impl<'a> Run<'a> {
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<Self, Halt> {
-        let layer = match (&checkpoint, recipe.layer) {
-            (Some(checkpoint), _) => checkpoint.layer,
-            (None, LayerChoice::Block(layer)) => layer,
-            (None, LayerChoice::Auto) => search(model, recipe, data, observer, cancel)?,
-        };
+        let trainee = trainee(model, recipe, data, checkpoint.as_ref(), observer, cancel)?;
         let used = match recipe.method.is_extraction() {
             true => (0..data.train.pairs.len()).collect(),
             false => order.used(),
@@ -214,11 +173,14 @@ impl<'a> Run<'a> {
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
         };
-        let bytes = check_memory(model, layer, recipe, &order, &pairs, &policy)?;
+        let bytes = check_memory(model, &trainee, recipe, &order, &pairs, &policy)?;
         observer.event(Event::Memory { bytes });
-        let train = prepare(model, layer, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
-        let d = model.config().d_model;
-        let layout = Layout::new(&recipe.out);
+        let train = prepare(model, trainee, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
+        let inner = train.trainee.layers().get(1..).unwrap_or_default();
+        let inner = residual_norms(model, inner, &train.pairs, recipe.micro_batch_rows, cancel)?;
+        let lowest = train.trainee.constant_up_to().map(|_| train.cache.residual_norm());
+        let residual_norms = lowest.into_iter().chain(inner).collect();
+        let layout = Layout::new(&recipe.out, recipe.method);
         let (done, evaluated) = checkpoint.as_ref().map_or((0, true), |c| (c.step, c.evaluated));
         let metrics = Metrics::open(&recipe.out, |record| match record {
             Record::Step(r) => r.step <= done,
@@ -227,8 +189,13 @@ impl<'a> Run<'a> {
         let (vector, optimiser) = match checkpoint {
             Some(checkpoint) => (checkpoint.vector, checkpoint.optimiser),
             None => {
-                let (state, start) = recipe.optimiser.start(d, recipe.seed);
-                (if recipe.method.is_extraction() { vec![0.0; d] } else { start }, state)
+                let (state, start) = recipe.optimiser.start(train.trainee.len(), recipe.seed);
+                let start = match &train.trainee {
+                    Trainee::Adapter(lora) => lora.start(recipe.seed),
+                    _ if recipe.method.is_extraction() => vec![0.0; start.len()],
+                    _ => start,
+                };
+                (start, state)
             }
         };
         Ok(Self {
@@ -240,6 +207,7 @@ impl<'a> Run<'a> {
             order,
             used,
             train,
+            residual_norms,
             measured: BTreeMap::new(),
             policy,
             metrics,
@@ -298,21 +266,10 @@ impl<'a> Run<'a> {
                 return Err(self.diverged(format!("{what} is {value}")).into());
             }
         }
-        let residual_norm = self.train.cache.residual_norm();
-        let at = StepContext {
-            step: self.step,
-            total_steps: self.order.batches.len(),
-            steps_per_epoch: self.order.steps_per_epoch,
-            residual_norm,
-        };
         let (mut vector, mut optimiser) = (self.vector.clone(), self.optimiser.clone());
-        let update = self.recipe.optimiser.step(&mut optimiser, &mut vector, got.grad, at);
-        let length = norm(&vector);
-        if !length.is_finite() || length > EXPLOSION * residual_norm {
-            let what =
-                format!("the vector's norm is {length:.3e}, the residual stream's {residual_norm:.3e}");
-            return Err(self.diverged(what).into());
-        }
+        let (loss, margin, accuracy) = (got.loss, got.margin, got.accuracy);
+        let update = self.update(got, &mut vector, &mut optimiser);
+        let (norm, layer_norms) = self.checked_norms(&vector)?;
         (self.vector, self.optimiser) = (vector, optimiser);
         self.step += 1;
         Ok(StepRecord {
@@ -320,14 +277,70 @@ impl<'a> Run<'a> {
             epoch: batch.epoch,
             pairs: batch.pairs.len(),
             toward: batch.pairs.iter().filter(|p| p.1 == Direction::Toward).count(),
-            loss: got.loss,
-            margin: got.margin,
-            accuracy: got.accuracy,
+            loss,
+            margin,
+            accuracy,
             grad_norm: update.grad_norm,
             lr: update.lr,
-            norm: length,
+            norm,
+            layer_norms: if layer_norms.len() > 1 { layer_norms } else { Vec::new() },
             seconds: began.elapsed().as_secs_f64(),
         })
+    }
+
+    /// One step of the optimiser, with the penalty of several layers.
+    ///
+    /// A norm budget counts each layer in the unit of its residual stream, so that the dose is one of all layers
+    /// together.
+    fn update(&self, got: BatchGradient, vector: &mut [f32], optimiser: &mut OptimiserState) -> Update {
+        let at = StepContext {
+            step: self.step,
+            total_steps: self.order.batches.len(),
+            steps_per_epoch: self.order.steps_per_epoch,
+            residual_norm: self.residual_norms.first().copied().unwrap_or(0.0),
+        };
+        let (recipe, mut grad) = (self.recipe, got.grad);
+        let d = vector.len() / self.residual_norms.len().max(1);
+        let several = self.residual_norms.len() > 1;
+        if several && matches!(recipe.optimiser, Optimiser::NormBudget(_)) {
+            self.in_units(&mut grad);
+            let update = recipe.optimiser.step(optimiser, vector, grad, at);
+            self.in_units(vector);
+            return update;
+        }
+        if let Some(penalty) = recipe.penalty {
+            penalty.add_gradient(vector, d, &mut grad);
+        }
+        let update = recipe.optimiser.step(optimiser, vector, grad, at);
+        if let (Some(penalty), Some(lr)) = (recipe.penalty, update.lr) {
+            penalty.shrink(vector, d, lr);
+        }
+        update
+    }
+
+    /// Multiplies the numbers of each layer by its residual norm over that of the lowest layer.
+    fn in_units(&self, numbers: &mut [f32]) {
+        let d = numbers.len() / self.residual_norms.len();
+        for (numbers, norm) in numbers.chunks_exact_mut(d).zip(&self.residual_norms) {
+            let factor = (norm / self.residual_norms[0]) as f32;
+            numbers.iter_mut().for_each(|x| *x *= factor);
+        }
+    }
+
+    /// The norm of what is trained, and that of each layer; an error where a number is not finite or exploded.
+    fn checked_norms(&self, vector: &[f32]) -> Result<(f64, Vec<f64>)> {
+        let (all, of_layers) = (self.train.trainee.norm(vector), self.train.trainee.layer_norms(vector));
+        if !all.is_finite() || !norm(vector).is_finite() {
+            return Err(self.diverged(format!("the norm is {all}")));
+        }
+        for (length, residual_norm) in of_layers.iter().zip(&self.residual_norms) {
+            if *length > EXPLOSION * residual_norm {
+                let what =
+                    format!("the vector's norm is {length:.3e}, the residual stream's {residual_norm:.3e}");
+                return Err(self.diverged(what));
+            }
+        }
+        Ok((all, of_layers))
     }
 
     /// What follows the last step of an epoch: its vector is kept and measured, where the recipe asks for it.
@@ -335,8 +348,8 @@ impl<'a> Run<'a> {
         let epoch = self.order.batches[self.step - 1].epoch;
         if self.recipe.epoch_vectors && self.vector.iter().any(|&x| x != 0.0) {
             fs::create_dir_all(&self.layout.epoch_vectors)?;
-            let path = self.layout.epoch_vectors.join(format!("epoch-{epoch:03}.safetensors"));
-            self.as_vector(&[]).save(&path)?;
+            let end = if self.recipe.method == Method::DpoLora { "" } else { ".safetensors" };
+            self.save(&self.layout.epoch_vectors.join(format!("epoch-{epoch:03}{end}")), &[])?;
         }
         let every = self.recipe.eval.every_epochs;
         if every == 0 || !epoch.is_multiple_of(every) {
@@ -366,18 +379,35 @@ impl<'a> Run<'a> {
                 point.multiplier, point.chosen
             )));
         }
-        let vector = self.as_vector(&eval);
-        vector.save(&self.layout.vector)?;
+        let vectors = self.save(&self.layout.made, &eval)?;
         self.metrics.sync()?;
-        let (length, residual_norm) = (norm(&self.vector), self.train.cache.residual_norm());
+        let trainee = &self.train.trainee;
+        let norms = trainee.layer_norms(&self.vector).into_iter().zip(&self.residual_norms);
+        let layers: Vec<LayerOutcome> = norms
+            .zip(trainee.layers())
+            .map(|((norm, &residual_norm), &layer)| LayerOutcome {
+                layer,
+                norm,
+                residual_norm,
+                relative_dose: norm / residual_norm,
+            })
+            .collect();
+        let silent = layers.iter().filter(|l| l.norm == 0.0 && layers.len() > 1).map(|l| l.layer.to_string());
+        let silent: Vec<String> = silent.collect();
+        if !silent.is_empty() {
+            let what = format!("layers that fell silent are left out: {}", silent.join(", "));
+            observer.event(Event::Note(what));
+        }
         Ok(Outcome {
-            vector,
+            vectors,
             folder: self.recipe.out.clone(),
-            layer: self.train.layer,
+            file: self.layout.made.clone(),
+            layer: trainee.constant_up_to().unwrap_or(0),
             steps: self.step,
-            norm: length,
-            residual_norm,
-            relative_dose: length / residual_norm,
+            norm: trainee.norm(&self.vector),
+            relative_dose: (!layers.is_empty())
+                .then(|| layers.iter().map(|l| l.relative_dose.powi(2)).sum::<f64>().sqrt()),
+            layers,
             trained_pairs: self.used.len(),
             split: split.into(),
             eval,
@@ -403,8 +433,8 @@ impl<'a> Run<'a> {
         {
             let scopes = (0..set.pairs.len()).map(|i| self.recipe.scope.positions(&set.shape(i))).collect();
             let pairs = (set.pairs.clone(), scopes);
-            let (layer, policy) = (self.train.layer, &self.policy);
-            let ready = prepare(self.model, layer, self.recipe, policy, split, pairs, observer, cancel)?;
+            let (trainee, policy) = (self.train.trainee.clone(), &self.policy);
+            let ready = prepare(self.model, trainee, self.recipe, policy, split, pairs, observer, cancel)?;
             self.measured.insert(split, ready);
         }
         let ready = self.measured.get(split).unwrap_or(&self.train);
@@ -428,7 +458,7 @@ impl<'a> Run<'a> {
         let checkpoint = Checkpoint {
             recipe: self.recipe.to_toml(),
             inputs: self.inputs.clone(),
-            layer: self.train.layer,
+            layer: self.train.trainee.constant_up_to().unwrap_or(0),
             step: self.step,
             evaluated: self.evaluated,
             vector: self.vector.clone(),
@@ -443,54 +473,45 @@ impl<'a> Run<'a> {
     /// The error of a run that left the finite numbers, with its last vector saved.
     fn diverged(&self, what: String) -> SteerError {
         let path = &self.layout.last_finite;
-        let saved = self.as_vector(&[]).save(path).is_ok().then(|| path.clone());
+        let saved = self.save(path, &[]).is_ok().then(|| path.clone());
         SteerError::Diverged { step: self.step + 1, what, saved }
-    }
-
-    /// The vector with where it came from.
-    fn as_vector(&self, eval: &[EvalPoint]) -> SteeringVector {
-        let recipe = self.recipe;
-        let object = |value: Value| match value {
-            Value::Object(fields) => fields,
-            _ => serde_json::Map::new(),
-        };
-        let name = recipe.out.file_name().and_then(|n| n.to_str()).unwrap_or("vector");
-        let identity = self.model.identity();
-        let rows: Vec<usize> = self.used.iter().map(|&i| self.data.train.rows[i]).collect();
-        let metrics = serde_json::json!({ "eval": eval });
-        SteeringVector {
-            direction: self.vector.clone(),
-            layer: self.train.layer,
-            provenance: Provenance {
-                name: name.into(),
-                method: recipe.method.name().into(),
-                objective: match recipe.method.is_extraction() && recipe.method != Method::Grad0 {
-                    true => serde_json::Map::new(),
-                    false => {
-                        object(serde_json::to_value(&recipe.objective).expect("numbers under text keys"))
-                    }
-                },
-                token_scope: recipe.scope,
-                base_model: Some(identity.clone()),
-                system_prompt: Some(recipe.prompt.system.clone()).filter(|s| !s.is_empty()),
-                chat_template_sha256: identity.template_sha256.clone(),
-                data: Some(DataUse::new(self.data.train.sha256.clone(), &rows)),
-                seed: Some(recipe.seed),
-                steps: Some(self.step as u64),
-                residual_norm: Some(self.train.cache.residual_norm() as f32),
-                metrics: object(metrics),
-                steerkit_version: env!("CARGO_PKG_VERSION").into(),
-                ..Provenance::default()
-            },
-        }
     }
 }
 
-/// Runs the blocks up to `layer` over `pairs`, or takes them from the cache.
+/// What the recipe trains on this model; the layer may be one that was found before the run was interrupted.
+fn trainee(
+    model: &Model,
+    recipe: &Recipe,
+    data: &RunData,
+    checkpoint: Option<&Checkpoint>,
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Trainee, Halt> {
+    let config = model.config();
+    if let Some(settings) = &recipe.adapter {
+        if recipe.layer != LayerChoice::Auto {
+            observer.event(Event::Note("an adapter changes all blocks: the layer is not used".into()));
+        }
+        return Ok(Trainee::Adapter(TrainableLora::new(config, settings)?));
+    }
+    let layers = match (checkpoint, recipe.layer) {
+        _ if !recipe.layers.is_empty() => recipe.layers.clone(),
+        (Some(checkpoint), _) => vec![checkpoint.layer],
+        (None, LayerChoice::Block(layer)) => vec![layer],
+        (None, LayerChoice::Auto) => vec![search(model, recipe, data, observer, cancel)?],
+    };
+    let n_layers = config.n_layers;
+    match layers.iter().find(|&&layer| layer >= n_layers) {
+        Some(&layer) => Err(ModelError::UnknownLayer { layer, n_layers }.into()),
+        None => Ok(Trainee::Vectors { layers, d: config.d_model }),
+    }
+}
+
+/// Runs the blocks that never change over `pairs`, or takes what they give from the cache.
 #[allow(clippy::too_many_arguments, reason = "a struct would only repeat the names")]
 fn prepare<'a>(
     model: &'a Model,
-    layer: usize,
+    trainee: Trainee,
     recipe: &Recipe,
     policy: &CachePolicy,
     split: &str,
@@ -499,10 +520,10 @@ fn prepare<'a>(
     cancel: &AtomicBool,
 ) -> Result<Prepared<'a>, Halt> {
     let micro_batch_rows = recipe.micro_batch_rows;
-    let precision = recipe.precision;
+    let (precision, layer) = (recipe.precision, trainee.constant_up_to());
     let request = CacheRequest { model, layer, precision, split, pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, policy, observer, cancel)?;
-    Ok(Prepared { model, layer, pairs, scopes, cache, micro_batch_rows })
+    Ok(Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows })
 }
 
 /// What `multiplier` times the vector does to the pairs.
@@ -557,16 +578,17 @@ fn search(
 /// Refuses a run that would not fit into memory; gives the bytes it will take.
 fn check_memory(
     model: &Model,
-    layer: usize,
+    trainee: &Trainee,
     recipe: &Recipe,
     order: &Order,
     pairs: &[TokenPair],
     policy: &CachePolicy,
 ) -> Result<u64> {
-    let config = model.config();
-    if layer >= config.n_layers {
-        return Err(steerkit_model::ModelError::UnknownLayer { layer, n_layers: config.n_layers }.into());
-    }
+    let (config, layer) = (model.config(), trainee.constant_up_to());
+    let adapted = match trainee {
+        Trainee::Vectors { .. } => 0,
+        Trainee::Adapter(lora) => lora.kept_per_row(),
+    };
     let views = recipe.objective.most_views();
     let size =
         |i: usize| (views * pairs[i].rows(), views * (pairs[i].chosen.len() + pairs[i].rejected.len()));
@@ -574,8 +596,9 @@ fn check_memory(
         true => vec![(0..pairs.len()).map(size).collect()],
         false => order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect(),
     };
-    let cached = Some(PairCache::bytes(pairs, config.d_model)).filter(|&b| b <= policy.memory);
-    let footprint = Footprint { config, layer, cached: cached.unwrap_or(0), steps };
+    let width = if layer.is_some() { config.d_model } else { 0 };
+    let cached = Some(PairCache::bytes(pairs, width)).filter(|&b| b <= policy.memory);
+    let footprint = Footprint { config, layer, adapted, cached: cached.unwrap_or(0), steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
 }
