@@ -119,10 +119,10 @@ pub(crate) struct Weight {
 }
 
 impl Weight {
-    /// The layout for few rows if it serves a product with `rows` rows: in bf16 it also expands faster than the stored
-    /// blocks, but training alone must not pay its memory.
+    /// The layout for few rows if it serves a product with `rows` rows. In int8 it serves them all; in bf16 it expands
+    /// faster than the stored blocks, but training alone must not pay its memory.
     fn interleaved(&self, rows: usize, precision: Precision) -> Option<&Interleaved> {
-        if rows <= FEW_ROWS {
+        if rows <= FEW_ROWS || precision == Precision::Int8 {
             return self.interleaved.get_or_init(|| Interleaved::new(&self.stored)).as_ref();
         }
         self.interleaved.get().and_then(Option::as_ref).filter(|_| precision == Precision::Bf16)

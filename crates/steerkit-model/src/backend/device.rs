@@ -64,6 +64,9 @@ impl Device {
         let dtype = match precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
+            Precision::Int8 => {
+                return Err(crate::ModelError::Device("8-bit activations are for the CPU backend".into()));
+            }
         };
         Ok(Self { device, dtype })
     }
