@@ -15,7 +15,7 @@ use steerkit_kernels::rope::{Angles, Turn};
 /// Logits that are computed at once, unless rows are few.
 const HEAD_NUMBERS: usize = 1 << 25;
 /// Numbers of `gate | up` that a pass keeps for its gradient, 512 MiB; blocks beyond compute theirs again.
-const KEPT_GATES: usize = 1 << 27;
+pub(crate) const KEPT_GATES: usize = 1 << 27;
 
 /// Rows of the head in one go, of `n` in all: what bounds the memory for logits, in parts of about the same size.
 pub(crate) fn head_rows_at_once(n: usize, vocab: usize) -> usize {
@@ -23,14 +23,15 @@ pub(crate) fn head_rows_at_once(n: usize, vocab: usize) -> usize {
     n.div_ceil(n.div_ceil(most).max(1)).max(1)
 }
 
-/// Blocks, of those that a pass of `t` rows runs through whole, that keep `gate | up` for its gradient.
-pub(crate) fn blocks_with_gates(t: usize, d_ff: usize) -> usize {
-    KEPT_GATES / (t * 2 * d_ff).max(1)
+/// Blocks, of those that a pass of `t` rows runs through whole, that keep `gate | up` for its gradient where `kept`
+/// numbers of it may be kept.
+pub(crate) fn blocks_with_gates(kept: usize, t: usize, d_ff: usize) -> usize {
+    kept / (t * 2 * d_ff).max(1)
 }
 
 /// A decoder on one backend.
 pub(crate) struct Decoder<B: Backend> {
-    backend: B,
+    pub(crate) backend: B,
     config: DecoderConfig,
     /// The rotary embedding, and that of blocks with a window where it is another one.
     ropes: Vec<Rope>,
@@ -38,6 +39,8 @@ pub(crate) struct Decoder<B: Backend> {
     layers: Vec<Layer<B>>,
     final_norm: B::Gain,
     head: B::Matrix,
+    /// [`KEPT_GATES`], but in a test.
+    pub(crate) kept_gates: usize,
 }
 
 struct Layer<B: Backend> {
@@ -130,6 +133,7 @@ impl<B: Backend> Decoder<B> {
             layers: layers.collect::<Result<_>>()?,
             final_norm: backend.gain(&final_norm)?,
             head: backend.matrix(&weights.head)?,
+            kept_gates: KEPT_GATES,
             config,
             backend,
         })
@@ -293,8 +297,11 @@ impl<B: Backend> Decoder<B> {
     fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
         let Kept { context, saved, slopes, part } = kept;
         let b = &self.backend;
-        let mut dx = b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?;
-        for ((mut slope, coef), rows) in slopes.into_iter().zip(coef.chunks(part)).zip(context.scored.chunks(part)) {
+        let mut dx =
+            b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?;
+        for ((mut slope, coef), rows) in
+            slopes.into_iter().zip(coef.chunks(part)).zip(context.scored.chunks(part))
+        {
             b.scale_rows(&mut slope, coef)?;
             b.add(&mut dx, &b.select_vjp(&slope, rows, context.head_rows.len())?)?;
         }
@@ -395,7 +402,7 @@ impl<B: Backend> Decoder<B> {
         if first == self.layers.len() {
             *x = self.backend.select(x, &context.head_rows)?;
         }
-        let with_gates = blocks_with_gates(context.t, self.config.d_ff);
+        let with_gates = blocks_with_gates(self.kept_gates, context.t, self.config.d_ff);
         for (l, layer) in self.layers.iter().enumerate().skip(first) {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
             let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);

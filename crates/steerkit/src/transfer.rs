@@ -153,7 +153,8 @@ pub fn measure(
     let factor = like.map_or(1.0, |norm| residual_norm / norm);
     let scaled: Vec<f32> = vector.direction.iter().map(|&x| (f64::from(x) * factor) as f32).collect();
     let own = mean_difference(&ready, cancel).map_err(interrupted)?;
-    let points = |ready: &Prepared<'_>| margins(ready, &scaled, request.multipliers, cancel).map_err(interrupted);
+    let points =
+        |ready: &Prepared<'_>| margins(ready, &scaled, request.multipliers, cancel).map_err(interrupted);
     let measured = points(&ready)?;
     drop(ready);
     let translated = match request.translated {
@@ -227,8 +228,11 @@ fn margins(
             0.0 => items.iter().map(|&(i, _)| ready.cache.reference(i)).collect(),
             _ => ready.score(&items, v, cancel)?,
         };
-        let margins: Vec<f64> =
-            policy.iter().enumerate().map(|(i, p)| p.relative_to(ready.cache.reference(i)).margin()).collect();
+        let margins: Vec<f64> = policy
+            .iter()
+            .enumerate()
+            .map(|(i, p)| p.relative_to(ready.cache.reference(i)).margin())
+            .collect();
         let right = margins.iter().filter(|&&margin| margin * multiplier > 0.0).count();
         Ok(MarginPoint {
             multiplier,

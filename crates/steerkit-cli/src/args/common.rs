@@ -44,9 +44,12 @@ pub(crate) struct ModelArgs {
     pub(crate) device: DeviceArgs,
 }
 
-/// Where the model runs.
+/// Where and how far the model runs.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct DeviceArgs {
+    /// Compute a LongRoPE (Phi-3) for texts beyond its original context, whatever their length
+    #[arg(long)]
+    pub(crate) long_context: bool,
     /// Where the model runs: cpu, cuda[:N] or metal[:N], where this build has them [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     pub(crate) device: Option<DeviceChoice>,

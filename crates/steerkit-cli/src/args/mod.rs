@@ -19,8 +19,7 @@ pub(crate) use generate::GenerateArgs;
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
-    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert,
-    VectorTransfer,
+    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorTransfer,
 };
 
 use clap::{Parser, Subcommand};

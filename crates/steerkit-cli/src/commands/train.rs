@@ -59,7 +59,11 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
     });
     let adapters = adapters.collect::<Outcome<Vec<_>>>()?;
     let path = model::resolve(&recipe.model)?;
-    let options = OpenOptions { device: args.device.choice(), ..recipe.open_options() };
+    let options = OpenOptions {
+        device: args.device.choice(),
+        long_context: args.device.long_context,
+        ..recipe.open_options()
+    };
     let model = Model::open_with_lora(&path, &adapters, LoraMode::Beside, &options)?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,

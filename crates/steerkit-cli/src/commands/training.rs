@@ -38,7 +38,8 @@ impl Watch {
             Event::Memory { bytes } => {
                 self.task = None;
                 let mb = *bytes as f64 / 1e6;
-                let whole = memory::rss_mb().map_or(String::new(), |now| format!(", {:.0} MB with it", now + mb));
+                let whole =
+                    memory::rss_mb().map_or(String::new(), |now| format!(", {:.0} MB with it", now + mb));
                 self.printer.say(format_args!("training takes about {mb:.0} MB beside the model{whole}"));
             }
             Event::Layer { layer, half_spread, done, total } => {

@@ -70,7 +70,11 @@ fn pairs(file: &Path, limit: Option<usize>) -> Outcome<Vec<PreferencePair>> {
 }
 
 fn open(args: &VectorTransfer, name: &str, adapters: &[LoraChoice]) -> Outcome<Model> {
-    let options = OpenOptions { precision: args.precision.resolve(1), device: args.device.choice() };
+    let options = OpenOptions {
+        precision: args.precision.resolve(1),
+        device: args.device.choice(),
+        long_context: args.device.long_context,
+    };
     Ok(Model::open_with_lora(&model::resolve(name)?, adapters, LoraMode::Beside, &options)?)
 }
 
@@ -82,7 +86,9 @@ fn check_shape(vector: &SteeringVector, model: &Model, name: &str) -> Outcome {
             "{name} has a residual stream of {} numbers, the vector {found}: it cannot be transferred",
             config.d_model
         ))
-        .hint("vectors go between models of the same width only: fine-tunes and quantisations of one model"));
+        .hint(
+            "vectors go between models of the same width only: fine-tunes and quantisations of one model",
+        ));
     }
     Ok(())
 }
@@ -115,7 +121,8 @@ fn show(transfer: &Transfer, questions: usize, printer: Printer) -> Outcome {
         printer.line("")?;
         printer.heading(&own.question)?;
         let answers = || own.answers.iter().zip(&other.answers).flat_map(|(a, b)| [(a, "own"), (b, "other")]);
-        let heads: Vec<String> = answers().map(|(a, whose)| format!("{} {whose}", signed(a.multiplier))).collect();
+        let heads: Vec<String> =
+            answers().map(|(a, whose)| format!("{} {whose}", signed(a.multiplier))).collect();
         let texts: Vec<&str> = answers().map(|(a, _)| a.text.as_str()).collect();
         for at in (0..heads.len()).step_by(2) {
             printer.line(side_by_side(&heads[at..at + 2], &texts[at..at + 2]))?;

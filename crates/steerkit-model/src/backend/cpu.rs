@@ -27,6 +27,12 @@ impl Cpu {
         Self { precision, pool: Arc::default(), writing: AtomicBool::new(false) }
     }
 
+    /// Most bytes that tensors took at a time.
+    #[cfg(test)]
+    pub(crate) fn peak_bytes(&self) -> usize {
+        self.pool.lock().peak * size_of::<f32>()
+    }
+
     /// A tensor whose numbers are whatever an earlier one left.
     fn tensor(&self, rows: usize, width: usize) -> Tensor {
         Tensor { data: self.pool.take(rows * width), width, pool: self.pool.clone() }

@@ -1,12 +1,12 @@
 //! The page of a vector on two models.
 
+use super::ReportProvenance;
 use super::chart::{Axis, Chart, Series};
 use super::escape::escape;
 use super::figures::point;
 use super::html::{END, answers_of, gallery, head, provenance};
 use super::number::compact;
 use super::scale::TickFormat;
-use super::ReportProvenance;
 use crate::transfer::{MarginPoint, Side, Transfer};
 
 impl Transfer {
@@ -17,7 +17,9 @@ impl Transfer {
         out.push_str("</header>\n<section>\n<h2>Effect of the multiplier on both models</h2>\n");
         let charts = [
             self.chart("margins", "Margin against multiplier", |side| &side.margins),
-            self.chart("translated", "Margin in another language against multiplier", |side| &side.translated),
+            self.chart("translated", "Margin in another language against multiplier", |side| {
+                &side.translated
+            }),
         ];
         let caption = "How much likelier the chosen answer becomes, relative to the rejected one, in summed \
                        log-probabilities; bars are 95% bootstrap intervals over pairs.";
@@ -36,7 +38,10 @@ impl Transfer {
         let Self { from, to, .. } = self;
         let scaled = match to.factor {
             1.0 => String::new(),
-            factor => format!(" It is multiplied by {} there, for the same share of the residual stream.", compact(factor, 3)),
+            factor => format!(
+                " It is multiplied by {} there, for the same share of the residual stream.",
+                compact(factor, 3)
+            ),
         };
         format!(
             "The vector {}, trained on {} and added after block {} (counted from 0), is measured on {}. The residual stream \

@@ -24,7 +24,10 @@ impl Footprint<'_> {
     /// Bytes that training takes at its peak with micro-batches of `rows` rows: the cache and the largest pass.
     pub(crate) fn bytes(&self, rows: usize) -> u64 {
         let config = self.config;
-        let steps = self.steps.iter().map(|pairs| largest(pairs, rows, |r, s| config.gradient_bytes(self.layer, r, s)));
+        let steps = self
+            .steps
+            .iter()
+            .map(|pairs| largest(pairs, rows, |r, s| config.gradient_bytes(self.layer, r, s)));
         let reading = largest(&self.read, rows, |r, s| config.reading_bytes(r, s));
         let passes = steps.max().unwrap_or(0).max(reading) as u64;
         // Buffers are reused for what is a little smaller.
@@ -90,7 +93,8 @@ mod tests {
             features: Features::default(),
         };
         let steps = vec![vec![(80, 40); 16], vec![(200, 100); 2]];
-        let footprint = Footprint { config: &config, layer: 15, cached: 100_000_000, read: Vec::new(), steps };
+        let footprint =
+            Footprint { config: &config, layer: 15, cached: 100_000_000, read: Vec::new(), steps };
         assert!(footprint.check(4096, None).is_ok());
         assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
         let few = |available| match footprint.check(4096, Some(available)) {
