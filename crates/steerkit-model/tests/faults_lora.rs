@@ -47,8 +47,9 @@ impl Peft {
         let bytes = fs::read(folder.join("adapter_model.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file.iter().map(|(name, t)| {
-            let numbers = t.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-            assert_eq!(t.dtype(), Dtype::F32);
+            assert_eq!(t.dtype(), Dtype::BF16);
+            let number = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            let numbers = t.data().chunks(2).map(number).collect();
             (name.to_owned(), (t.shape().to_vec(), numbers))
         });
         Self { config: serde_json::from_str(&config).unwrap(), tensors: tensors.collect() }
@@ -219,7 +220,7 @@ fn gguf_adapters() {
         b"blk.0.attn_q.weight.lora_a",
         b"../../../../../etc/passwd0",
     );
-    change("one factor", &["lora_a"], b"blk.0.attn_q.weight.lora_b", b"blk.9.attn_q.weight.lora_b");
+    change("one factor", &["lora_"], b"blk.0.attn_q.weight.lora_b", b"blk.9.attn_q.weight.lora_b");
     // The file's last numbers are a factor's.
     let mut bytes = whole.clone();
     let end = bytes.len();
