@@ -190,7 +190,7 @@ fn gguf_adapters() {
         fs::write(&file, &whole[..cut]).unwrap();
         refused("cut", &file, &[]);
     }
-    let mut change = |case: &str, expected: &[&str], from: &[u8], to: &[u8]| {
+    let change = |case: &str, expected: &[&str], from: &[u8], to: &[u8]| {
         let mut bytes = whole.clone();
         bytes[at(from)..][..to.len()].copy_from_slice(to);
         fs::write(&file, bytes).unwrap();
