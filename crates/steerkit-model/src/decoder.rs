@@ -12,12 +12,26 @@ use std::ops::Range;
 use steerkit_kernels::attention::Heads;
 use steerkit_kernels::rope::{Angles, Turn};
 
-/// Rows of the head computed at once when nothing is kept; bounds the memory for logits.
-const HEAD_ROWS: usize = 256;
+/// Logits that are computed at once, unless rows are few.
+const HEAD_NUMBERS: usize = 1 << 25;
+/// Numbers of `gate | up` that a pass keeps for its gradient, 512 MiB; blocks beyond compute theirs again.
+pub(crate) const KEPT_GATES: usize = 1 << 27;
+
+/// Rows of the head in one go, of `n` in all: what bounds the memory for logits, in parts of about the same size.
+pub(crate) fn head_rows_at_once(n: usize, vocab: usize) -> usize {
+    let most = (HEAD_NUMBERS / vocab.max(1)).clamp(64, 256);
+    n.div_ceil(n.div_ceil(most).max(1)).max(1)
+}
+
+/// Blocks, of those that a pass of `t` rows runs through whole, that keep `gate | up` for its gradient where `kept`
+/// numbers of it may be kept.
+pub(crate) fn blocks_with_gates(kept: usize, t: usize, d_ff: usize) -> usize {
+    kept / (t * 2 * d_ff).max(1)
+}
 
 /// A decoder on one backend.
 pub(crate) struct Decoder<B: Backend> {
-    backend: B,
+    pub(crate) backend: B,
     config: DecoderConfig,
     /// The rotary embedding, and that of blocks with a window where it is another one.
     ropes: Vec<Rope>,
@@ -25,6 +39,8 @@ pub(crate) struct Decoder<B: Backend> {
     layers: Vec<Layer<B>>,
     final_norm: B::Gain,
     head: B::Matrix,
+    /// [`KEPT_GATES`], but in a test.
+    pub(crate) kept_gates: usize,
 }
 
 struct Layer<B: Backend> {
@@ -59,10 +75,21 @@ struct Saved<B: Backend> {
     attn_post: Option<Normed<B>>,
     middle: B::Tensor,
     ffn_rstd: Option<B::Tensor>,
-    gate_up: B::Tensor,
+    /// Where there was room.
+    gate_up: Option<B::Tensor>,
     ffn_post: Option<Normed<B>>,
     /// Only the head's rows went on after the attention.
     narrowed: bool,
+}
+
+/// What a block keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeping {
+    Nothing,
+    /// What its VJP needs, without `gate | up`.
+    Little,
+    /// What its VJP needs.
+    All,
 }
 
 /// Rows that were normalised, and the reciprocal of each one's root mean square.
@@ -87,9 +114,10 @@ struct Context<B: Backend> {
 struct Kept<B: Backend> {
     context: Context<B>,
     saved: Vec<Saved<B>>,
-    head_input: B::Tensor,
-    head_rstd: B::Tensor,
-    logits: B::Tensor,
+    /// The gradient of each scored token's log-probability with respect to the row that it is predicted from, in parts
+    /// of `part` rows. It does not depend on the coefficients, so that no logits have to wait for them.
+    slopes: Vec<B::Tensor>,
+    part: usize,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -105,6 +133,7 @@ impl<B: Backend> Decoder<B> {
             layers: layers.collect::<Result<_>>()?,
             final_norm: backend.gain(&final_norm)?,
             head: backend.matrix(&weights.head)?,
+            kept_gates: KEPT_GATES,
             config,
             backend,
         })
@@ -203,10 +232,20 @@ impl<B: Backend> Engine for Decoder<B> {
         let mut x = b.upload(h_td, self.config.d_model)?;
         let mut saved = Vec::with_capacity(self.layers.len() - layer - 1);
         self.head_rows(layer + 1, &mut x, &context, Some(&mut saved))?;
-        let head_input = b.select(&x, &context.scored)?;
-        let (logits, head_rstd) = self.logits(&head_input)?;
-        let logps = b.log_probs(&logits, &context.targets)?;
-        let kept = Kept { context, saved, head_input, head_rstd, logits };
+        let part = head_rows_at_once(context.scored.len(), self.config.vocab);
+        let (mut logps, mut slopes) = (Vec::with_capacity(context.scored.len()), Vec::new());
+        for (rows, targets) in context.scored.chunks(part).zip(context.targets.chunks(part)) {
+            let rows = b.select(&x, rows)?;
+            let (logits, rstd) = self.logits(&rows)?;
+            logps.extend(b.log_probs(&logits, targets)?);
+            let softcap = self.config.features.logit_softcap;
+            let dlogits = b.log_probs_vjp(logits, targets, &vec![1.0; targets.len()], softcap)?;
+            let dnormed = b.linear_vjp(&dlogits, &self.head)?;
+            let mut slope = b.zeros_like(&rows)?;
+            b.rms_norm_vjp(&rows, &self.final_norm, &rstd, &dnormed, &mut slope)?;
+            slopes.push(slope);
+        }
+        let kept = Kept { context, saved, slopes, part };
         Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
     }
 
@@ -222,7 +261,7 @@ impl<B: Backend> Engine for Decoder<B> {
             let mut texts: Vec<_> =
                 rows.iter().zip(caches).filter_map(|(rows, cache)| rows.clone().zip(Some(cache))).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, layer.heads, &mut texts);
-            self.block(layer, &mut x, &angles, None, false, attend)?;
+            self.block(layer, &mut x, &angles, None, Keeping::Nothing, attend)?;
             for run in (0..runs.len()).filter(|&run| rows[run].is_none()) {
                 let cache = runs[twins.source(run, l)].cache.layers::<B>()[l].clone();
                 runs[run].cache.layers::<B>()[l] = cache;
@@ -256,19 +295,21 @@ impl<B: Backend> Engine for Decoder<B> {
 impl<B: Backend> Decoder<B> {
     /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
     fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
-        let (b, context) = (&self.backend, &kept.context);
-        let softcap = self.config.features.logit_softcap;
-        let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef, softcap)?;
-        let dnormed = b.linear_vjp(&dlogits, &self.head)?;
-        drop(dlogits);
-        let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
-        b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
-        let mut dx = b.select_vjp(&dinput, &context.scored, context.head_rows.len())?;
-        if kept.saved.is_empty() {
+        let Kept { context, saved, slopes, part } = kept;
+        let b = &self.backend;
+        let mut dx =
+            b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?;
+        for ((mut slope, coef), rows) in
+            slopes.into_iter().zip(coef.chunks(part)).zip(context.scored.chunks(part))
+        {
+            b.scale_rows(&mut slope, coef)?;
+            b.add(&mut dx, &b.select_vjp(&slope, rows, context.head_rows.len())?)?;
+        }
+        if saved.is_empty() {
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
-        for (layer, saved) in self.layers[layer + 1..].iter().zip(kept.saved).rev() {
-            dx = self.block_vjp(layer, saved, context, dx)?;
+        for (layer, saved) in self.layers[layer + 1..].iter().zip(saved).rev() {
+            dx = self.block_vjp(layer, saved, &context, dx)?;
         }
         b.download(&dx)
     }
@@ -344,7 +385,7 @@ impl<B: Backend> Decoder<B> {
     fn blocks(&self, range: Range<usize>, x: &mut B::Tensor, context: &Context<B>) -> Result<()> {
         for layer in &self.layers[range] {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
-            self.block(layer, x, &context.angles, None, false, attend)?;
+            self.block(layer, x, &context.angles, None, Keeping::Nothing, attend)?;
         }
         Ok(())
     }
@@ -361,10 +402,16 @@ impl<B: Backend> Decoder<B> {
         if first == self.layers.len() {
             *x = self.backend.select(x, &context.head_rows)?;
         }
+        let with_gates = blocks_with_gates(self.kept_gates, context.t, self.config.d_ff);
         for (l, layer) in self.layers.iter().enumerate().skip(first) {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
             let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);
-            let saved = self.block(layer, x, &context.angles, narrow, keep.is_some(), attend)?;
+            let keeping = match keep {
+                None => Keeping::Nothing,
+                Some(_) if narrow.is_some() || l - first < with_gates => Keeping::All,
+                Some(_) => Keeping::Little,
+            };
+            let saved = self.block(layer, x, &context.angles, narrow, keeping, attend)?;
             if let Some(keep) = keep.as_mut() {
                 keep.extend(saved);
             }
@@ -380,13 +427,15 @@ impl<B: Backend> Decoder<B> {
         x: &mut B::Tensor,
         angles: &[B::Angles],
         narrow: Option<&[usize]>,
-        keep: bool,
+        keeping: Keeping,
         attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
     ) -> Result<Option<Saved<B>>> {
         let b = &self.backend;
+        let keep = keeping != Keeping::Nothing;
         let input = keep.then(|| b.copy(x)).transpose()?;
         let (normed, attn_rstd) = self.norm_before(x, layer.attn_norm.as_ref())?;
         let mut qkv = self.project(&normed, &layer.qkv)?;
+        drop(normed);
         let raw_qkv = (keep && layer.qk_norms.is_some()).then(|| b.copy(&qkv)).transpose()?;
         for (columns, gain) in layer.normed_heads() {
             b.rms_norm_columns(&mut qkv, columns, gain, self.config.norm_eps)?;
@@ -395,19 +444,25 @@ impl<B: Backend> Decoder<B> {
             b.rope(&mut qkv, layer.heads, &angles[rope], Turn::Forward)?;
         }
         let mut attended = attend(&qkv)?;
+        let qkv = keep.then_some(qkv);
         if let Some(rows) = narrow {
             attended = b.select(&attended, rows)?;
             *x = b.select(x, rows)?;
         }
         let out = self.project(&attended, &layer.attn_out)?;
-        let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?;
+        drop(attended);
+        let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?.filter(|_| keep);
 
         let middle = keep.then(|| b.copy(x)).transpose()?;
         let (normed, ffn_rstd) = self.norm_before(x, layer.ffn_norm.as_ref())?;
         let gate_up = self.project(&normed, &layer.gate_up)?;
-        let out = self.project(&b.gated(self.config.features.activation, &gate_up)?, &layer.down)?;
+        drop(normed);
+        let gated = b.gated(self.config.features.activation, &gate_up)?;
+        let gate_up = (keeping == Keeping::All).then_some(gate_up);
+        let out = self.project(&gated, &layer.down)?;
         let ffn_post = self.add_out(x, out, layer.ffn_post_norm.as_ref())?;
-        Ok(input.zip(middle).map(|(input, middle)| Saved {
+        let inputs = input.zip(qkv).zip(middle);
+        Ok(inputs.map(|((input, qkv), middle)| Saved {
             input,
             attn_rstd,
             raw_qkv,
@@ -521,9 +576,19 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<B::Tensor> {
         let b = &self.backend;
         let dout = self.add_out_vjp(&dx, layer.ffn_post_norm.as_ref(), saved.ffn_post)?;
+        let gate_up = match saved.gate_up {
+            Some(gate_up) => gate_up,
+            None => {
+                let (normed, _) = self.norm_before(&saved.middle, layer.ffn_norm.as_ref())?;
+                self.project(&normed, &layer.gate_up)?
+            }
+        };
         let dgated = self.project_vjp(dout.as_ref().unwrap_or(&dx), &layer.down)?;
-        let dgate_up = b.gated_vjp(self.config.features.activation, saved.gate_up, &dgated)?;
+        drop(dout);
+        let dgate_up = b.gated_vjp(self.config.features.activation, gate_up, &dgated)?;
+        drop(dgated);
         let dnormed = self.project_vjp(&dgate_up, &layer.gate_up)?;
+        drop(dgate_up);
         let norm = layer.ffn_norm.as_ref().zip(saved.ffn_rstd.as_ref());
         self.norm_before_vjp(&saved.middle, norm, &dnormed, &mut dx)?;
 
@@ -533,7 +598,9 @@ impl<B: Backend> Decoder<B> {
             dattended = b.select_vjp(&dattended, &context.head_rows, context.t)?;
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
+        drop(dout);
         let mut dqkv = b.attention_vjp(&saved.qkv, layer.heads, &context.runs, &dattended)?;
+        drop(dattended);
         if let Some(rope) = layer.rope {
             b.rope(&mut dqkv, layer.heads, &context.angles[rope], Turn::Back)?;
         }
@@ -551,7 +618,8 @@ impl<B: Backend> Decoder<B> {
     /// Log-probabilities of the scored tokens from the head's rows of the last block's output, some at a time.
     fn head_log_probs(&self, x: &B::Tensor, context: &Context<B>) -> Result<Vec<f32>> {
         let mut logps = Vec::with_capacity(context.scored.len());
-        for (rows, targets) in context.scored.chunks(HEAD_ROWS).zip(context.targets.chunks(HEAD_ROWS)) {
+        let part = head_rows_at_once(context.scored.len(), self.config.vocab);
+        for (rows, targets) in context.scored.chunks(part).zip(context.targets.chunks(part)) {
             let rows = self.backend.select(x, rows)?;
             logps.extend(self.backend.log_probs(&self.logits(&rows)?.0, targets)?);
         }

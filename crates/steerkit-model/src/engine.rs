@@ -29,6 +29,35 @@ pub enum CandleDevice {
     Metal(usize),
 }
 
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    /// `cpu`, `cuda[:N]` or `metal[:N]`, and `candle-cpu`, the tensor library on the CPU; an error for what this build has
+    /// no support for.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (name, number) = text.split_once(':').unwrap_or((text, "0"));
+        let number = number.parse::<usize>().map_err(|_| format!("expected a number after {name}:"));
+        let without = |feature: &str| {
+            Err(format!(
+                "this build has no support for {name}: build it with `cargo build --release --features {feature}`"
+            ))
+        };
+        match name {
+            "cpu" if text == name => Ok(Self::Cpu),
+            #[cfg(feature = "device")]
+            "candle-cpu" if text == name => Ok(Self::Candle(CandleDevice::Cpu)),
+            #[cfg(not(feature = "device"))]
+            "candle-cpu" if text == name => without("device"),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Self::Candle(CandleDevice::Cuda(number?))),
+            #[cfg(feature = "metal")]
+            "metal" => Ok(Self::Candle(CandleDevice::Metal(number?))),
+            "cuda" | "metal" => number.and_then(|_| without(name)),
+            _ => Err("expected cpu, cuda, cuda:N, metal or metal:N".into()),
+        }
+    }
+}
+
 /// A [`Decoder`] on some backend.
 pub(crate) trait Engine: Send + Sync {
     fn config(&self) -> &DecoderConfig;

@@ -95,6 +95,13 @@ pub enum ModelError {
         reasons: Vec<String>,
     },
 
+    /// A long context asked of a model whose rotary embedding has none.
+    #[error("model {model} has no LongRoPE divisors beyond its context")]
+    NoLongContext {
+        /// The model.
+        model: String,
+    },
+
     /// A model without a tokeniser where one is needed.
     #[error("model {model} has no tokeniser")]
     NoTokenizer {

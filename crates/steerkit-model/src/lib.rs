@@ -12,6 +12,7 @@ mod decoder;
 pub mod edit;
 mod engine;
 pub mod error;
+mod footprint;
 pub mod generate;
 pub mod gguf;
 pub mod hf;

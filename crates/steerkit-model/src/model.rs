@@ -5,9 +5,11 @@ use crate::edit::Edit;
 use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
 use crate::lora::{self, LoraChoice, LoraMode};
+use crate::source::hex;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use steerkit_kernels::{Matrix, Precision, parallel};
 
@@ -18,6 +20,9 @@ pub struct OpenOptions {
     pub precision: Precision,
     /// Where the decoder runs.
     pub device: DeviceChoice,
+    /// Use a LongRoPE's divisors for texts beyond the original context, for texts of any length. The model is then
+    /// another one: its identity says so.
+    pub long_context: bool,
 }
 
 /// A frozen language model. Shared freely between threads; every method takes `&self`.
@@ -35,7 +40,8 @@ pub struct Model {
 pub enum Keep {
     /// Only the log-probabilities.
     Nothing,
-    /// Everything [`Scores::vjp`] needs: about 20 kB a row and block for SmolLM2, and the logits.
+    /// Everything [`Scores::vjp`] needs: at most about 20 kB a row and block for SmolLM2
+    /// ([`DecoderConfig::gradient_bytes`]).
     ForVjp,
 }
 
@@ -113,8 +119,18 @@ impl Model {
     }
 
     /// A model from loaded parts.
+    ///
+    /// # Errors
+    /// [`ModelError::NoLongContext`] where the options ask for one; a device that cannot be opened.
     pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
-        let Loaded { config, weights, tokenizer, chat_template, identity } = loaded;
+        let Loaded { mut config, weights, tokenizer, chat_template, mut identity } = loaded;
+        if options.long_context {
+            if !config.use_long_context() {
+                return Err(ModelError::NoLongContext { model: identity.name });
+            }
+            identity.name.push_str(" (long context)");
+            identity.file_sha256 = hex(&Sha256::digest(format!("{}\nlong context", identity.file_sha256)));
+        }
         let text = |id: Option<u32>| tokenizer.as_ref().zip(id).and_then(|(t, id)| t.token_text(id));
         let [bos, eos] = tokenizer.as_ref().map_or([None; 2], |t| [t.bos(), t.eos()]).map(text);
         let chat_template = chat_template.map(|s| ChatTemplate::new(s, bos.as_deref(), eos.as_deref()));

@@ -59,7 +59,7 @@ pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
 }
 
 /// SHA-256 in lower-case hex.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -55,6 +55,7 @@ pub mod scope;
 pub mod surface;
 pub mod text_stats;
 pub mod train;
+pub mod transfer;
 pub mod vector;
 
 pub use data::{Dataset, PreferencePair};

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use steerkit::{Operator, TokenScope};
-use steerkit_model::{LoraChoice, LoraMode, Precision};
+use steerkit_model::{DeviceChoice, LoraChoice, LoraMode, Precision};
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -40,6 +40,26 @@ pub(crate) struct ModelArgs {
     /// Arithmetic of the large matrix products
     #[arg(long, value_enum, default_value_t)]
     pub(crate) precision: ModelPrecision,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// Where and how far the model runs.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Compute a LongRoPE (Phi-3) for texts beyond its original context, whatever their length
+    #[arg(long)]
+    pub(crate) long_context: bool,
+    /// Where the model runs: cpu, cuda[:N] or metal[:N], where this build has them [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceChoice>,
+}
+
+impl DeviceArgs {
+    /// The device asked for, else the CPU.
+    pub(crate) fn choice(self) -> DeviceChoice {
+        self.device.unwrap_or_default()
+    }
 }
 
 /// Arithmetic of the large matrix products of an opened model.

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use steerkit::TokenScope;
 use steerkit::recipe::Method;
 
-use super::common::{PrecisionArg, multiplier, positive};
+use super::common::{DeviceArgs, PrecisionArg, multiplier, positive};
 
 /// Train a steering vector from preference pairs
 ///
@@ -74,6 +74,8 @@ pub(crate) struct TrainArgs {
     /// Arithmetic of the large matrix products [default: f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<PrecisionArg>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Passes over the pairs
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
     pub(crate) epochs: Option<usize>,

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use steerkit::interop::SourceConvention;
 
-use super::common::{ModelArgs, positive};
+use steerkit_model::LoraChoice;
+
+use super::common::{DeviceArgs, ModelArgs, ModelPrecision, multiplier, positive};
 
 /// Look at, convert, combine and calibrate steering vectors
 #[derive(Debug, Args)]
@@ -31,6 +33,7 @@ Examples:
     Combine(VectorCombine),
     Compare(VectorCompare),
     Calibrate(VectorCalibrate),
+    TransferCheck(VectorTransfer),
 }
 
 /// Convert a vector file to another program's format
@@ -142,4 +145,67 @@ pub(crate) struct VectorCalibrate {
     /// Write the calibrated vector here [default: into its file]
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Measure a vector on another model than the one it was trained on
+///
+/// Both models must have the same width. Prints how long the residual stream of each is at the vector's block, the
+/// cosine of the vector with each model's own mean difference of activations, margins on held-out pairs at each
+/// multiplier with 95% bootstrap intervals, and answers side by side; also on pairs in another language.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit vector transfer-check --from model-Q4_1.gguf --to model-Q8_0.gguf --vector formality \\
+      --data data/formality/test.jsonl
+  steerkit vector transfer-check --from base.gguf --to base.gguf --to-lora adapter --vector formality \\
+      --data test.jsonl --rescale --html transfer.html")]
+pub(crate) struct VectorTransfer {
+    /// The model that the vector was trained on: a .gguf file, a Hugging Face folder, or the name of a pulled model
+    #[arg(long, value_name = "FILE|DIR|NAME")]
+    pub(crate) from: String,
+    /// The other model
+    #[arg(long, value_name = "FILE|DIR|NAME")]
+    pub(crate) to: String,
+    /// A LoRA adapter on the other model, and how much of it [default weight: 1]; repeatable
+    #[arg(long, value_name = "ADAPTER[=W]")]
+    pub(crate) to_lora: Vec<LoraChoice>,
+    /// The vector: a file, or the name of a run
+    #[arg(long, value_name = "FILE|NAME")]
+    pub(crate) vector: String,
+    /// Pairs of the vector's behaviour that it was not trained on, CSV or JSONL
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Pairs in another language [default: only 20 questions in German, to be answered]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) translated: Option<PathBuf>,
+    /// Use the first N pairs of each file
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+    /// Multipliers to measure margins at
+    #[arg(
+        long,
+        value_name = "M,M,..",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        value_parser = multiplier,
+        default_values_t = [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5]
+    )]
+    pub(crate) multipliers: Vec<f64>,
+    /// Rescale the vector on the other model to the same share of its residual stream
+    #[arg(long)]
+    pub(crate) rescale: bool,
+    /// Questions of the pairs to answer at -1, 0 and 1, beside those in the other language
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) questions: usize,
+    /// Tokens per answer
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = positive)]
+    pub(crate) max_tokens: usize,
+    /// Write the result as a page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Arithmetic of the large matrix products
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) precision: ModelPrecision,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }

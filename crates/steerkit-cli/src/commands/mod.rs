@@ -11,6 +11,7 @@ mod prompts;
 mod steering;
 mod train;
 mod training;
+mod transfer;
 mod vector;
 
 use clap::CommandFactory;

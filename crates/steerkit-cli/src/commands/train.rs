@@ -7,7 +7,7 @@ use serde::Serialize;
 use steerkit::SteerError;
 use steerkit::recipe::{Draft, Recipe};
 use steerkit::train::{EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens};
-use steerkit_model::{LoraChoice, LoraMode, Model};
+use steerkit_model::{LoraChoice, LoraMode, Model, OpenOptions};
 
 use super::training::Watch;
 use super::{model, vector};
@@ -26,6 +26,8 @@ struct Trained<'a> {
     norm: f64,
     relative_dose: f64,
     eval: Vec<Point>,
+    /// What was expected before the first step.
+    memory_estimate_mb: Option<f64>,
     peak_rss_mb: Option<f64>,
     /// Which pairs `eval` was measured on.
     split: &'a str,
@@ -57,20 +59,31 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
     });
     let adapters = adapters.collect::<Outcome<Vec<_>>>()?;
     let path = model::resolve(&recipe.model)?;
-    let model = Model::open_with_lora(&path, &adapters, LoraMode::Beside, &recipe.open_options())?;
+    let options = OpenOptions {
+        device: args.device.choice(),
+        long_context: args.device.long_context,
+        ..recipe.open_options()
+    };
+    let model = Model::open_with_lora(&path, &adapters, LoraMode::Beside, &options)?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
         _ => Start::New,
     };
     let mut watch = Watch::new(printer);
-    let mut observer = |event: Event<'_>| watch.see(&event);
+    let mut estimate_mb = None;
+    let mut observer = |event: Event<'_>| {
+        if let Event::Memory { bytes } = event {
+            estimate_mb = memory::rss_mb().map(|now| now + bytes as f64 / 1e6);
+        }
+        watch.see(&event);
+    };
     let data = RunData::read(&model, &recipe, &mut observer)?;
     preflight(&recipe, &data, printer);
     let run = train_tokens(start, &model, &recipe, &data, &mut observer, &cancel);
     drop(watch);
     let run = run.map_err(|error| explain(error, &recipe))?;
-    show(&run, &recipe, began.elapsed().as_secs_f64(), printer)
+    show(&run, &recipe, estimate_mb, began.elapsed().as_secs_f64(), printer)
 }
 
 /// One line on what is ahead; memory and time follow when they are known.
@@ -219,7 +232,7 @@ fn explain(error: SteerError, recipe: &Recipe) -> Failure {
     }
 }
 
-fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
+fn show(run: &Run, recipe: &Recipe, estimate_mb: Option<f64>, seconds: f64, printer: Printer) -> Outcome {
     let file = run.folder.join("vector.safetensors");
     let peak_rss_mb = memory::peak_rss_mb();
     printer.heading(format_args!("{} pairs of {}", run.eval.first().map_or(0, |p| p.n), run.split))?;
@@ -248,6 +261,7 @@ fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
         norm: run.norm,
         relative_dose: run.relative_dose,
         eval: run.eval.iter().map(Point::from).collect(),
+        memory_estimate_mb: estimate_mb,
         peak_rss_mb,
         split: &run.split,
         trained_pairs: run.trained_pairs,

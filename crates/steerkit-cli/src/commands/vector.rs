@@ -6,7 +6,7 @@ use serde::Serialize;
 use steerkit::interop::{self, ImportOptions};
 use steerkit::vector::VectorSummary;
 
-use super::algebra;
+use super::{algebra, transfer};
 use crate::args::VectorCommand;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, number};
@@ -21,6 +21,7 @@ pub(crate) fn run(command: VectorCommand, printer: Printer) -> Outcome {
         VectorCommand::Combine(args) => algebra::combine(&args, printer),
         VectorCommand::Compare(args) => algebra::compare(&args, printer),
         VectorCommand::Calibrate(args) => algebra::calibrated(&args, printer),
+        VectorCommand::TransferCheck(args) => transfer::run(&args, printer),
     }
 }
 

@@ -438,6 +438,11 @@ impl Backend for Device {
         Ok(())
     }
 
+    fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) -> Result<()> {
+        *x = x.broadcast_mul(&self.upload(factors, 1)?)?;
+        Ok(())
+    }
+
     fn softcap(&self, x: &mut Tensor, cap: f32) -> Result<()> {
         let cap = f64::from(cap);
         *x = ((&*x / cap)?.tanh()? * cap)?;

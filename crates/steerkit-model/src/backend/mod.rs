@@ -127,6 +127,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn add_bias(&self, x: &mut Self::Tensor, bias: &Self::Gain) -> Result<()>;
     /// `x *= factor`; its own VJP.
     fn scale(&self, x: &mut Self::Tensor, factor: f32) -> Result<()>;
+    /// Row `i` of `x` times `factors[i]`.
+    fn scale_rows(&self, x: &mut Self::Tensor, factors: &[f32]) -> Result<()>;
     /// `x ← cap · tanh(x / cap)`; its VJP is a part of [`Self::log_probs_vjp`].
     fn softcap(&self, x: &mut Self::Tensor, cap: f32) -> Result<()>;
     /// Moves some rows along the unit vector `unit_d`.

@@ -13,6 +13,7 @@ mod html;
 mod lead;
 mod number;
 mod scale;
+mod transfer;
 
 pub use chart::{Axis, Chart, Point, Reference, Series, Spread};
 pub use heat_map::HeatMap;

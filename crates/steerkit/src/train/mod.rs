@@ -5,7 +5,7 @@
 //! sums are taken in the order of the examples, and the state is saved between steps (`checkpoint`): so the
 //! same recipe gives the same bytes, interrupted or not, whatever the number of threads or the memory at hand.
 
-mod cache;
+pub(crate) mod cache;
 mod checkpoint;
 mod encode;
 mod evaluate;

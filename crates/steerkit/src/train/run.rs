@@ -214,7 +214,7 @@ impl<'a> Run<'a> {
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
         };
-        let bytes = check_memory(model, layer, recipe, &order, &pairs, &policy)?;
+        let bytes = check_memory(model, layer, recipe, &order, (&pairs, data), &policy)?;
         observer.event(Event::Memory { bytes });
         let train = prepare(model, layer, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
         let d = model.config().d_model;
@@ -560,22 +560,26 @@ fn check_memory(
     layer: usize,
     recipe: &Recipe,
     order: &Order,
-    pairs: &[TokenPair],
+    (pairs, data): (&[TokenPair], &RunData),
     policy: &CachePolicy,
 ) -> Result<u64> {
     let config = model.config();
     if layer >= config.n_layers {
         return Err(steerkit_model::ModelError::UnknownLayer { layer, n_layers: config.n_layers }.into());
     }
+    let size = |p: &TokenPair| (p.rows(), p.chosen.len() + p.rejected.len());
     let views = recipe.objective.most_views();
-    let size =
-        |i: usize| (views * pairs[i].rows(), views * (pairs[i].chosen.len() + pairs[i].rejected.len()));
+    let steered = |i: usize| (views * size(&pairs[i]).0, views * size(&pairs[i]).1);
     let steps = match recipe.method == Method::Grad0 {
-        true => vec![(0..pairs.len()).map(size).collect()],
-        false => order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect(),
+        true => vec![(0..pairs.len()).map(steered).collect()],
+        false => order.batches.iter().map(|b| b.pairs.iter().map(|p| steered(p.0)).collect()).collect(),
     };
-    let cached = Some(PairCache::bytes(pairs, config.d_model)).filter(|&b| b <= policy.memory);
-    let footprint = Footprint { config, layer, cached: cached.unwrap_or(0), steps };
+    let mut sets = vec![pairs];
+    sets.extend([&data.valid, &data.test].into_iter().flatten().map(|set| &set.pairs[..]));
+    let in_memory =
+        sets.iter().map(|set| PairCache::bytes(set, config.d_model)).filter(|&b| b <= policy.memory);
+    let read = sets.iter().flat_map(|set| set.iter().map(size)).collect();
+    let footprint = Footprint { config, layer, cached: in_memory.sum(), read, steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
 }
