@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use steerkit_model::error::{ErrorKind, ModelError};
 
+use crate::ask::AskError;
 use crate::data::Note;
 
 /// An error of this crate. Messages name the file, the place, what was found and what was expected;
@@ -136,6 +137,10 @@ pub enum SteerError {
         found: f64,
     },
 
+    /// Another model could not be asked, or its answers are no measurement.
+    #[error(transparent)]
+    Ask(Box<AskError>),
+
     /// Vectors that a file format cannot hold.
     #[error("{path}: {what}")]
     Export {
@@ -173,6 +178,12 @@ pub enum SteerError {
         /// Vectors with their multipliers.
         names: Vec<String>,
     },
+}
+
+impl From<AskError> for SteerError {
+    fn from(error: AskError) -> Self {
+        Self::Ask(Box::new(error))
+    }
 }
 
 /// A column (CSV) or key (JSONL) that a preference pair needs is not there.
@@ -238,6 +249,7 @@ impl SteerError {
         match self {
             Self::Io(_) => None,
             Self::Model(error) => error.hint(),
+            Self::Ask(error) => Some(error.hint()),
             Self::Malformed { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::MissingColumn(missing) => Some(missing.advice()),
             Self::Recipe { hint, .. } => hint.clone(),
@@ -276,6 +288,7 @@ impl SteerError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::Model(error) => error.kind(),
+            Self::Ask(error) => error.kind(),
             Self::Malformed { .. }
             | Self::MissingColumn(_)
             | Self::FaultyData { .. }

@@ -35,6 +35,7 @@
 //! ```
 
 pub mod algebra;
+pub mod ask;
 pub mod bench;
 mod checksum;
 pub mod data;
@@ -44,6 +45,7 @@ pub mod eval;
 pub mod extract;
 pub mod files;
 pub mod interop;
+pub mod judge;
 pub mod metrics;
 pub mod objective;
 pub mod operator;

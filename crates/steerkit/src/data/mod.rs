@@ -19,6 +19,7 @@ mod jsonl;
 mod note;
 mod read;
 mod split;
+pub(crate) mod table;
 
 use std::path::PathBuf;
 
