@@ -52,6 +52,7 @@ pub mod operator;
 pub mod optim;
 pub mod plan;
 pub mod recipe;
+pub mod refusal;
 pub mod report;
 pub mod scope;
 pub mod surface;

@@ -145,6 +145,8 @@ pub(super) enum Charge {
     Lost,
     /// Without one, before any work.
     Nothing,
+    /// The call was not made after all.
+    NotMade,
 }
 
 /// Room that a call in flight takes under the cap.
@@ -172,9 +174,9 @@ impl Meter {
         Ledger { cost: self.prices.of(state.ledger.tokens), ..state.ledger }
     }
 
-    /// Counts an answer that came from the store.
-    pub(super) fn stored(&self) {
-        self.state().ledger.stored += 1;
+    /// Counts answers that came from the store.
+    pub(super) fn stored(&self, answers: usize) {
+        self.state().ledger.stored += answers as u64;
     }
 
     /// Takes room for so many calls that use at most `bound` together. While other calls are in flight that may turn
@@ -228,6 +230,10 @@ impl Meter {
                 bound
             }
             Charge::Nothing => Usage::default(),
+            Charge::NotMade => {
+                state.ledger.calls -= calls;
+                Usage::default()
+            }
         };
         state.ledger.tokens = state.ledger.tokens.plus(took);
         drop(state);

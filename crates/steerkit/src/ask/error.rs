@@ -3,7 +3,7 @@
 use steerkit_model::ErrorKind;
 
 /// Another model could not be asked, or its answers are no measurement. What was answered before is in the store.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
     /// An address, key or limit that cannot be used.

@@ -10,9 +10,9 @@ mod local;
 mod retry;
 mod store;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,8 @@ pub use store::{Record, Store};
 
 /// So many prompts refused, and none answered: the fault is not in the prompts.
 const REFUSALS: usize = 5;
+/// Threads that ask at most.
+const MAX_THREADS: usize = 256;
 /// How long a wait goes on after the caller asked to stop, at most.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -117,114 +119,163 @@ impl Responder<'_> {
 pub struct Asker<'a> {
     /// Who is asked.
     pub responder: &'a Responder<'a>,
-    /// Where answers are kept; without one they are asked for every time.
-    pub store: Option<Store>,
     /// Prices and cap.
     pub meter: Meter,
     /// Repetition of calls that failed.
     pub backoff: Backoff,
     /// Calls in flight at most.
     pub concurrency: usize,
+    store: Mutex<Option<Store>>,
 }
 
 /// What the threads that ask share.
 struct Shared<'s> {
     task: &'s str,
-    /// Questions answered by the store.
-    stored: usize,
     questions: Vec<&'s Question>,
     next: AtomicUsize,
     stop: AtomicBool,
     cancel: &'s AtomicBool,
     answered: AtomicUsize,
     refused: AtomicUsize,
-    kept: Mutex<Kept<'s>>,
 }
 
-/// What came so far.
+/// What came so far, kept by the thread that asked.
 struct Kept<'s> {
     store: &'s mut Option<Store>,
     records: HashMap<String, Record>,
-    on_answer: &'s mut (dyn FnMut(usize) + Send),
-    error: Option<crate::SteerError>,
+    /// Questions answered by the store.
+    stored: usize,
+    on_answer: &'s mut dyn FnMut(usize),
 }
 
-impl Asker<'_> {
+impl<'a> Asker<'a> {
+    /// Asks `responder` one question at a time, for nothing and without a cap; answers go to `store`, and without one
+    /// are asked for every time.
+    pub fn new(responder: &'a Responder<'a>, store: Option<Store>) -> Self {
+        Self {
+            responder,
+            meter: Meter::default(),
+            backoff: Backoff::default(),
+            concurrency: 1,
+            store: Mutex::new(store),
+        }
+    }
+
+    fn store(&self) -> MutexGuard<'_, Option<Store>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What asking `questions` takes at most.
     pub fn estimate(&self, questions: &[Question]) -> Estimate {
-        let open = self.open(questions);
+        let open = open(questions, self.store().as_ref());
         let tokens: Usage = open.iter().map(|q| Usage::bound(&q.prompt, q.decoding.max_tokens)).sum();
         let cost = self.meter.prices().of(tokens);
         Estimate { calls: open.len(), stored: questions.len() - open.len(), tokens, cost }
     }
 
-    /// The questions that are not answered in the store, each once.
-    fn open<'q>(&self, questions: &'q [Question]) -> Vec<&'q Question> {
-        let stored = |key: &str| self.store.as_ref().is_some_and(|store| store.get(key).is_some());
-        let mut seen = std::collections::HashSet::new();
-        questions.iter().filter(|q| !stored(&q.key) && seen.insert(q.key.as_str())).collect()
-    }
-
-    /// Answers to all questions, in their order; what is in the store is not asked again. `on_answer` is told how many
-    /// are answered.
+    /// Answers to all questions, in their order; what is in the store is not asked again, and of equal questions one.
+    /// `on_answer` is told how many are answered.
     ///
     /// # Errors
     /// [`AskError`]; those of the store and of a local model; [`ModelError::Interrupted`] when `cancel` is set. What
     /// was answered before is in the store.
     pub fn ask(
-        &mut self,
+        &self,
         task: &str,
         questions: &[Question],
         cancel: &AtomicBool,
-        on_answer: &mut (dyn FnMut(usize) + Send),
+        on_answer: &mut dyn FnMut(usize),
     ) -> Result<Vec<Record>> {
-        let open = self.open(questions);
+        let mut store = self.store();
+        let open = open(questions, store.as_ref());
         let stored = questions.len() - open.len();
-        (0..stored).for_each(|_| self.meter.stored());
+        self.meter.stored(stored);
         on_answer(stored);
-        let mut found: HashMap<String, Record> = HashMap::new();
-        if let Some(store) = &self.store {
-            found.extend(questions.iter().filter_map(|q| Some((q.key.clone(), store.get(&q.key)?.clone()))));
-        }
+        let known = store.iter().flat_map(|store| questions.iter().filter_map(|q| store.get(&q.key)));
+        let records = known.map(|record| (record.key.clone(), record.clone())).collect();
+        let mut kept = Kept { store: &mut store, records, stored, on_answer };
         let shared = Shared {
             task,
-            stored,
             questions: open,
             next: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             cancel,
             answered: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
-            kept: Mutex::new(Kept {
-                store: &mut self.store,
-                records: HashMap::new(),
-                on_answer,
-                error: None,
-            }),
         };
         match self.responder {
-            Responder::Endpoint(endpoint) => {
-                let ask = Caller { endpoint, meter: &self.meter, backoff: self.backoff, shared: &shared };
-                let threads = self.concurrency.clamp(1, 256).min(shared.questions.len());
-                std::thread::scope(|scope| {
-                    for _ in 0..threads {
-                        scope.spawn(|| ask.work());
-                    }
-                });
+            Responder::Endpoint(endpoint) => self.ask_endpoint(endpoint, &shared, &mut kept)?,
+            Responder::Local(local) => self.ask_local(local, &shared, &mut kept)?,
+        }
+        let of =
+            |q: &Question| kept.records.get(&q.key).cloned().ok_or_else(|| ModelError::Interrupted.into());
+        questions.iter().map(of).collect()
+    }
+
+    /// Asks an endpoint from several threads; this one keeps what they bring.
+    fn ask_endpoint(&self, endpoint: &Endpoint, shared: &Shared<'_>, kept: &mut Kept<'_>) -> Result<()> {
+        let caller = Caller { endpoint, meter: &self.meter, backoff: self.backoff, shared };
+        let threads = self.concurrency.clamp(1, MAX_THREADS).min(shared.questions.len());
+        let (give, take) = mpsc::channel();
+        let mut first = Ok(());
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                let give = give.clone();
+                let caller = &caller;
+                scope.spawn(move || caller.work(&give));
             }
-            Responder::Local(local) => {
-                if let Err(error) = ask_local(local, &self.meter, &shared) {
-                    shared.fail(error);
+            drop(give);
+            for brought in take {
+                // The first error ends the work; what others bring meanwhile is kept.
+                if let Err(error) = brought.and_then(|record| kept.keep(record)) {
+                    shared.stop.store(true, Ordering::Relaxed);
+                    if first.is_ok() {
+                        first = Err(error);
+                    }
                 }
             }
+        });
+        first
+    }
+
+    /// Asks a local model, a batch at a time.
+    fn ask_local(&self, local: &Local<'_>, shared: &Shared<'_>, kept: &mut Kept<'_>) -> Result<()> {
+        for batch in shared.questions.chunks(local.batch()) {
+            if shared.over() {
+                return Ok(());
+            }
+            let bound = |q: &&Question| Usage::bound(&q.prompt, q.decoding.max_tokens);
+            let room = self.meter.reserve(batch.iter().map(bound).sum(), batch.len())?;
+            let replies = local.ask(batch, shared.cancel);
+            let took = replies.iter().flatten().flatten().filter_map(|reply| reply.usage).sum();
+            self.meter.settle(room, Charge::Answered(Some(took)));
+            for (question, reply) in batch.iter().zip(replies?) {
+                let too_long = reply.is_none().then(|| "longer than the model's context".to_owned());
+                let name = &local.model().identity().name;
+                kept.keep(record(shared.task, name, &question.key, reply, too_long))?;
+            }
         }
-        let kept = shared.kept.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = kept.error {
-            return Err(error);
+        Ok(())
+    }
+}
+
+/// The questions that the store does not answer, each once.
+fn open<'q>(questions: &'q [Question], store: Option<&Store>) -> Vec<&'q Question> {
+    let mut seen = HashSet::new();
+    let stored = |key: &str| store.is_some_and(|store| store.get(key).is_some());
+    questions.iter().filter(|q| !stored(&q.key) && seen.insert(q.key.as_str())).collect()
+}
+
+impl Kept<'_> {
+    /// Keeps an answer; a refusal cost nothing and is not stored.
+    fn keep(&mut self, record: Record) -> Result<()> {
+        if let Some(store) = self.store.as_mut().filter(|_| record.reply.is_some()) {
+            store.append(record.clone())?;
         }
-        found.extend(kept.records);
-        let of = |q: &Question| found.get(&q.key).cloned().ok_or_else(|| ModelError::Interrupted.into());
-        questions.iter().map(of).collect()
+        self.records.insert(record.key.clone(), record);
+        self.stored += 1;
+        (self.on_answer)(self.stored);
+        Ok(())
     }
 }
 
@@ -232,25 +283,6 @@ impl Shared<'_> {
     /// Whether to begin no more calls.
     fn over(&self) -> bool {
         self.stop.load(Ordering::Relaxed) || self.cancel.load(Ordering::Relaxed)
-    }
-
-    /// Keeps the first error and ends the work.
-    fn fail(&self, error: crate::SteerError) {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.error.get_or_insert(error);
-    }
-
-    /// Keeps an answer; a refusal cost nothing and is not stored.
-    fn keep(&self, record: Record) -> Result<()> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = kept.store.as_mut().filter(|_| record.reply.is_some()) {
-            store.append(record.clone())?;
-        }
-        kept.records.insert(record.key.clone(), record);
-        let done = self.stored + kept.records.len();
-        (kept.on_answer)(done);
-        Ok(())
     }
 }
 
@@ -276,37 +308,43 @@ struct Caller<'a, 's> {
 }
 
 impl Caller<'_, '_> {
-    fn work(&self) {
+    fn work(&self, give: &mpsc::Sender<Result<Record>>) {
         let shared = self.shared;
         while !shared.over() {
             let i = shared.next.fetch_add(1, Ordering::Relaxed);
             let Some(question) = shared.questions.get(i) else { return };
-            if let Err(error) = self.one(i, question) {
-                return shared.fail(error);
+            let brought = self.one(i, question).transpose();
+            let failed = matches!(brought, Some(Err(_)));
+            if failed {
+                shared.stop.store(true, Ordering::Relaxed);
+            }
+            // The receiver outlives the threads.
+            if brought.is_none_or(|brought| give.send(brought).is_err()) || failed {
+                return;
             }
         }
     }
 
-    /// One question, asked until there is an answer.
-    fn one(&self, i: usize, question: &Question) -> Result<()> {
+    /// One question, asked until there is an answer; `None` when the work is over before.
+    fn one(&self, i: usize, question: &Question) -> Result<Option<Record>> {
         let (shared, model) = (self.shared, self.endpoint.model());
         let bound = Usage::bound(&question.prompt, question.decoding.max_tokens);
         let mut attempt = 1;
         loop {
             let room = self.meter.reserve(bound, 1)?;
             if shared.over() {
-                self.meter.settle(room, Charge::Nothing);
-                return Ok(());
+                self.meter.settle(room, Charge::NotMade);
+                return Ok(None);
             }
             match self.endpoint.call(&question.prompt, &question.decoding) {
                 Ok(reply) => {
                     self.meter.settle(room, Charge::Answered(reply.usage));
                     shared.answered.fetch_add(1, Ordering::Relaxed);
-                    return shared.keep(record(shared.task, model, &question.key, Some(reply), None));
+                    return Ok(Some(record(shared.task, model, &question.key, Some(reply), None)));
                 }
                 Err(CallError::Prompt { status, message }) => {
                     self.meter.settle(room, Charge::Nothing);
-                    return self.refused(question, status, message);
+                    return self.refused(question, status, message).map(Some);
                 }
                 Err(CallError::Always(error)) => {
                     self.meter.settle(room, Charge::Nothing);
@@ -326,14 +364,14 @@ impl Caller<'_, '_> {
     }
 
     /// A prompt that the endpoint does not take: an answer without text, unless nothing else comes.
-    fn refused(&self, question: &Question, status: u16, message: String) -> Result<()> {
+    fn refused(&self, question: &Question, status: u16, message: String) -> Result<Record> {
         let refused = self.shared.refused.fetch_add(1, Ordering::Relaxed) + 1;
         if refused >= REFUSALS && self.shared.answered.load(Ordering::Relaxed) == 0 {
             let url = self.endpoint.url().to_owned();
             return Err(AskError::Refused { url, status, message }.into());
         }
         let note = format!("refused with status {status}: {message}");
-        self.shared.keep(record(self.shared.task, self.endpoint.model(), &question.key, None, Some(note)))
+        Ok(record(self.shared.task, self.endpoint.model(), &question.key, None, Some(note)))
     }
 
     fn sleep(&self, wait: Duration) {
@@ -346,24 +384,4 @@ impl Caller<'_, '_> {
             std::thread::sleep(left.min(SLICE));
         }
     }
-}
-
-/// Asks a local model, a batch at a time.
-fn ask_local(local: &Local<'_>, meter: &Meter, shared: &Shared<'_>) -> Result<()> {
-    for batch in shared.questions.chunks(local.batch()) {
-        if shared.over() {
-            return Ok(());
-        }
-        let bound = |q: &&Question| Usage::bound(&q.prompt, q.decoding.max_tokens);
-        let room = meter.reserve(batch.iter().map(bound).sum(), batch.len())?;
-        let replies = local.ask(batch, shared.cancel);
-        let took = replies.iter().flatten().flatten().filter_map(|reply| reply.usage).sum();
-        meter.settle(room, Charge::Answered(Some(took)));
-        for (question, reply) in batch.iter().zip(replies?) {
-            let too_long = reply.is_none().then(|| "longer than the model's context".to_owned());
-            let name = &local.model().identity().name;
-            shared.keep(record(shared.task, name, &question.key, reply, too_long))?;
-        }
-    }
-    Ok(())
 }

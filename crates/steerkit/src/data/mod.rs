@@ -13,6 +13,7 @@ pub mod check;
 mod classify;
 mod csv;
 mod encoding;
+pub mod generate;
 mod grams;
 mod import;
 mod jsonl;

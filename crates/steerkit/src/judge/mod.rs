@@ -31,7 +31,7 @@ const REPLY_TOKENS: usize = 120;
 /// A judge: who is asked, and by which rubric.
 pub struct Judge<'a> {
     /// Who is asked, and how.
-    pub asker: Asker<'a>,
+    pub asker: &'a Asker<'a>,
     /// What is graded.
     pub rubric: Rubric,
     /// How replies are written.
@@ -53,7 +53,7 @@ pub struct Judgment {
 
 impl<'a> Judge<'a> {
     /// A judge that says its likeliest reply.
-    pub fn new(asker: Asker<'a>, rubric: Rubric) -> Self {
+    pub fn new(asker: &'a Asker<'a>, rubric: Rubric) -> Self {
         let decoding = Decoding { max_tokens: REPLY_TOKENS, temperature: 0.0, seed: 0 };
         Self { asker, rubric, decoding }
     }
@@ -89,10 +89,10 @@ impl<'a> Judge<'a> {
     /// # Errors
     /// Those of [`Asker::ask`]. Replies without a score are no error here.
     pub fn judge(
-        &mut self,
+        &self,
         materials: &[Material<'_>],
         cancel: &AtomicBool,
-        on_judged: &mut (dyn FnMut(usize) + Send),
+        on_judged: &mut dyn FnMut(usize),
     ) -> Result<Vec<Judgment>> {
         let questions = self.questions(materials);
         let records = self.asker.ask(&self.rubric.name, &questions, cancel, on_judged)?;

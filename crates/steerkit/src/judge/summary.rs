@@ -57,12 +57,12 @@ impl Scores {
     ///
     /// # Errors
     /// [`AskError::Unscored`] past [`MAX_UNSCORED`].
-    pub fn check(&self, what: &'static str) -> Result<()> {
+    pub fn check(&self, what: &'static str) -> Result<(), AskError> {
         let Self { unscored, n: total, .. } = *self;
         if unscored as f64 <= MAX_UNSCORED * total as f64 {
             return Ok(());
         }
-        Err(AskError::Unscored { what, unscored, total, limit: MAX_UNSCORED }.into())
+        Err(AskError::Unscored { what, unscored, total, limit: MAX_UNSCORED })
     }
 }
 
