@@ -50,6 +50,21 @@ pub enum SteerError {
         hint: Option<String>,
     },
 
+    /// An evaluation of a name that nobody knows.
+    #[error("{name:?} is neither a file nor a built-in evaluation ({})", known.join(", "))]
+    UnknownEvaluation {
+        /// What was asked for.
+        name: String,
+        /// The built-in evaluations.
+        known: Vec<String>,
+        /// The one most like it.
+        nearest: Option<String>,
+    },
+
+    /// An evaluation whose data file nobody named.
+    #[error("the evaluation names no data file")]
+    NoEvaluationData,
+
     /// Training left the finite numbers.
     #[error("training diverged at step {step}: {what}")]
     Diverged {
@@ -253,6 +268,13 @@ impl SteerError {
             Self::Malformed { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::MissingColumn(missing) => Some(missing.advice()),
             Self::Recipe { hint, .. } => hint.clone(),
+            Self::UnknownEvaluation { nearest, .. } => Some(match nearest {
+                Some(name) => format!("did you mean {name:?}?"),
+                None => "steerkit eval list shows what each of them measures".into(),
+            }),
+            Self::NoEvaluationData => {
+                Some("name it with --data, or as `data` in the evaluation's [task]".into())
+            }
             Self::Diverged { saved, .. } => {
                 let kept = saved.as_ref().map(|p| format!("; the last finite vector is in {}", p.display()));
                 let advice = "lower optimiser.lr or objective.beta, or use the auto preset";
@@ -297,7 +319,11 @@ impl SteerError {
             | Self::RunExists { .. }
             | Self::ResumeMismatch { .. }
             | Self::Combine { .. } => ErrorKind::BadInput,
-            Self::Export { .. } | Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
+            Self::Export { .. }
+            | Self::Multiplier { .. }
+            | Self::NoEffect { .. }
+            | Self::UnknownEvaluation { .. }
+            | Self::NoEvaluationData => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
             Self::Locked { .. } | Self::Memory { .. } | Self::Calibration { .. } => ErrorKind::Failed,

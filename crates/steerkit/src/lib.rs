@@ -57,6 +57,7 @@ pub mod report;
 pub mod scope;
 pub mod surface;
 pub mod text_stats;
+mod toml_text;
 pub mod train;
 pub mod vector;
 

@@ -5,6 +5,7 @@ mod chat;
 mod common;
 mod data;
 mod demo;
+mod eval;
 mod generate;
 mod model;
 mod train;
@@ -15,6 +16,7 @@ pub(crate) use chat::ChatArgs;
 pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
 pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg, LayoutArg};
 pub(crate) use demo::DemoArgs;
+pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
 pub(crate) use train::{LayerArg, TrainArgs};
@@ -60,6 +62,7 @@ pub(crate) enum Command {
     Train(TrainArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
+    Eval(EvalArgs),
     Vector(VectorArgs),
     Model(ModelCommands),
     Data(DataArgs),

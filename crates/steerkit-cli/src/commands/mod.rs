@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod data;
 mod demo;
+mod eval;
 mod generate;
 mod model;
 mod prompts;
@@ -26,6 +27,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
         Command::Train(args) => train::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
+        Command::Eval(args) => eval::run(&args, printer),
         Command::Vector(args) => vector::run(args.command, printer),
         Command::Model(args) => model::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),

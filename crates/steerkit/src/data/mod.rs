@@ -19,6 +19,7 @@ mod import;
 mod jsonl;
 mod note;
 mod read;
+mod records;
 mod split;
 pub(crate) mod table;
 
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use import::{Import, Layout};
 pub use note::{Note, NoteKind};
 pub use read::{ColumnMap, Format, ReadOptions, Reader, read};
+pub use records::{Record, Records, records};
 pub use split::{Splits, sample};
 
 /// One prompt with a response that shows the target behaviour and one that shows its opposite.

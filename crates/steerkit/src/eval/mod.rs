@@ -1,13 +1,41 @@
-//! What a vector does to the texts that a model writes.
+//! What a vector does to the texts that a model writes, and to those that it reads.
+//!
+//! An evaluation is an [`EvalSpec`]: one TOML with a task of some kind. [`run`] measures it on a [`Subject`], a model
+//! under several strengths of one plan, and gives [`Findings`]; [`output`] saves them.
 
 mod answers;
 mod disturbance;
+mod findings;
+pub mod output;
+mod pairs;
 mod perplexity;
+mod preference;
+pub mod scoring;
 mod sentinel;
+mod spec;
+pub mod stats;
+mod subject;
 mod surface;
 
 pub use answers::{AnswerRequest, Answers, answer};
 pub use disturbance::{EditedPrompt, calibrate, divergences, percentile};
+pub use findings::{Cell, Column, Findings, Style, Table};
 pub use perplexity::perplexities;
+pub use preference::{HalfSpread, Preference, PreferencePoint, PreferenceSpec, measure_pairs};
 pub use sentinel::check_effect;
+pub use spec::{EvalSpec, Task};
+pub use subject::{Progress, Steering, Subject, Watch};
 pub use surface::{SurfacePoint, surface_points};
+
+use crate::Result;
+
+/// Measures what the evaluation asks for.
+///
+/// # Errors
+/// Data that cannot be read or holds nothing, a plan that does not fit the model or has no effect, those of the model;
+/// [`steerkit_model::ModelError::Interrupted`] when the subject's `cancel` is set.
+pub fn run(spec: &EvalSpec, subject: &Subject<'_>, watch: &mut Watch<'_>) -> Result<Findings> {
+    match &spec.task {
+        Task::Preference(task) => preference::run(task, subject, watch),
+    }
+}

@@ -12,10 +12,12 @@ mod heat_map;
 mod html;
 mod lead;
 mod number;
+mod page;
 mod scale;
 
 pub use chart::{Axis, Chart, Point, Reference, Series, Spread};
 pub use heat_map::HeatMap;
+pub use page::{Page, PageTable, Section};
 pub use scale::TickFormat;
 
 use serde::{Deserialize, Serialize};
