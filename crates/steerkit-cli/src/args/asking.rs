@@ -56,6 +56,30 @@ pub(crate) struct JudgeArgs {
     pub(crate) ask: AskArgs,
 }
 
+/// What evaluations with a judge ask and show.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Evaluations with a judge")]
+pub(crate) struct AnswerArgs {
+    /// What the judge grades, in place of the evaluation's own: a name (steerkit judge rubrics) or a TOML file
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub(crate) rubric: Option<String>,
+    /// Preference pairs whose chosen answers show what is judged and whose rejected ones do not: checks the judge
+    #[arg(long, value_name = "FILE")]
+    pub(crate) references: Option<PathBuf>,
+    /// Attack suffix for every prompt, in a second round
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) suffix: Option<String>,
+    /// Tokens per answer at most
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) answer_tokens: Option<usize>,
+    /// Keep answers in the outputs where the evaluation hides them
+    #[arg(long, conflicts_with = "redact")]
+    pub(crate) show_answers: bool,
+    /// Keep answers and the judge's reasons out of the outputs
+    #[arg(long)]
+    pub(crate) redact: bool,
+}
+
 fn price(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::asking::{AnswerArgs, JudgeArgs};
 use super::common::{ModelPrecision, PromptArgs, multiplier, positive};
 
 /// Measure what vectors do: pairs, answer letters, benchmarks, damage to the text
@@ -44,6 +45,10 @@ pub(crate) struct EvalArgs {
     /// Seed of drawn questions, sampled texts and intervals [default: the evaluation's]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    #[command(flatten)]
+    pub(crate) answering: AnswerArgs,
+    #[command(flatten)]
+    pub(crate) judging: JudgeArgs,
     /// Folder for results.json, tables, figures and report.html
     #[arg(long, short, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use steerkit::ask::{Asker, Backoff, Cap, Endpoint, Estimate, Ledger, Local, Meter, Prices, Responder, Store};
+use steerkit::ask::{
+    Asker, Backoff, Cap, Endpoint, Estimate, Ledger, Local, Meter, Prices, Responder, Store,
+};
 use steerkit_model::{Model, OpenOptions};
 
 use super::model;
@@ -25,7 +27,9 @@ impl<'w> Who<'w> {
         let Some(judge) = &args.judge else { return Ok(None) };
         match (judge.strip_prefix("local:"), &args.judge_model) {
             (Some(name), None) => Ok(Some(Self::Local(name))),
-            (Some(_), Some(_)) => Err(Failure::usage("--judge-model belongs to an endpoint, and the judge is local")),
+            (Some(_), Some(_)) => {
+                Err(Failure::usage("--judge-model belongs to an endpoint, and the judge is local"))
+            }
             (None, Some(model)) => Ok(Some(Self::Endpoint { url: judge, model })),
             (None, None) => Err(Failure::usage("an endpoint needs the name of its model")
                 .hint("name it with --judge-model, or judge with --judge local:MODEL")),

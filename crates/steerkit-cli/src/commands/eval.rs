@@ -3,11 +3,13 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use steerkit::eval::{self, EvalSpec, Findings, Steering, Subject, output};
+use steerkit::SteerError;
+use steerkit::eval::{self, EvalSpec, Findings, Judging, Steering, Subject, Task, output};
 use steerkit_model::Model;
 
+use super::asking::{Who, with_asker};
 use super::steering::{self, Applied};
-use crate::args::{EvalArgs, ModelArgs};
+use crate::args::{AnswerArgs, EvalArgs, ModelArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, Progress, Table};
 use crate::signals;
@@ -20,6 +22,7 @@ pub(crate) fn run(args: &EvalArgs, printer: Printer) -> Outcome {
     let Some(name) = &args.model else {
         return Err(Failure::usage("no model to evaluate").hint("name one with --model"));
     };
+    let who = Who::judge(&args.judging)?;
     let cancel = signals::install()?;
     let vectors =
         args.steering.steer.iter().map(|s| Applied::load(s, &args.steering)).collect::<Outcome<Vec<_>>>()?;
@@ -35,10 +38,36 @@ pub(crate) fn run(args: &EvalArgs, printer: Printer) -> Outcome {
         seed: spec.seed,
         limit: spec.limit,
         cancel: &cancel,
+        judging: None,
     };
     let began = Instant::now();
+    let findings = match who {
+        None => measure(&spec, &subject, printer)?,
+        Some(who) => {
+            let (ask, beside) = (&args.judging.ask, args.out.as_ref().map(|out| out.join("replies.jsonl")));
+            with_asker(&who, ask, beside, printer, |asker| {
+                let judging = Some(Judging { asker, dry_run: ask.dry_run });
+                measure(&spec, &Subject { judging, ..subject.clone() }, printer)
+            })?
+        }
+    };
+    let setting = setting(&model, &vectors, &subject, system, began.elapsed().as_secs_f64())?;
+    if let Some(folder) = &args.out {
+        output::write(folder, &spec, &findings, &setting)?;
+    }
+    show(&findings, printer)?;
+    if let Some(folder) = &args.out {
+        printer.say(format_args!("everything is in {}", folder.join("report.html").display()));
+    }
+    printer.result(&output::results(&spec, &findings, &setting))?;
+    // The results are out; whether they are a measurement is another matter.
+    findings.failure.map_or(Ok(()), |failure| Err(SteerError::from(failure).into()))
+}
+
+/// Runs the evaluation with a bar for each of its parts.
+fn measure(spec: &EvalSpec, subject: &Subject<'_>, printer: Printer) -> Outcome<Findings> {
     let mut bar: Option<(String, Progress)> = None;
-    let findings = eval::run(&spec, &subject, &mut |progress| {
+    let findings = eval::run(spec, subject, &mut |progress| {
         if bar.as_ref().is_none_or(|(what, _)| what != progress.what) {
             // The old bar goes before the new one is drawn.
             bar = None;
@@ -49,16 +78,7 @@ pub(crate) fn run(args: &EvalArgs, printer: Printer) -> Outcome {
         }
     });
     drop(bar);
-    let findings = findings?;
-    let setting = setting(&model, &vectors, &subject, system, began.elapsed().as_secs_f64())?;
-    if let Some(folder) = &args.out {
-        output::write(folder, &spec, &findings, &setting)?;
-    }
-    show(&findings, printer)?;
-    if let Some(folder) = &args.out {
-        printer.say(format_args!("everything is in {}", folder.join("report.html").display()));
-    }
-    printer.result(&output::results(&spec, &findings, &setting))
+    Ok(findings?)
 }
 
 /// The evaluation with what the options change.
@@ -83,7 +103,56 @@ fn resolve(args: &EvalArgs) -> Outcome<EvalSpec> {
     if let (Some(path), Some(data)) = (&args.data, spec.task.data_mut()) {
         *data = Some(path.clone());
     }
+    answering(args, &mut spec)?;
     Ok(spec)
+}
+
+/// Sets what the options say about answers; an option that the evaluation has no use for is wrong use.
+fn answering(args: &EvalArgs, spec: &mut EvalSpec) -> Outcome {
+    let AnswerArgs { rubric, references, suffix, answer_tokens, show_answers, redact } = &args.answering;
+    let mut unused = Vec::new();
+    let mut judged = true;
+    let mut note = |given: bool, option: &'static str| unused.extend(given.then_some(option));
+    match &mut spec.task {
+        Task::OpenEnded(task) => {
+            task.rubric = rubric.clone().or(task.rubric.take());
+            task.max_tokens = answer_tokens.unwrap_or(task.max_tokens);
+            note(references.is_some(), "--references");
+            note(suffix.is_some(), "--suffix");
+            task.redact = (task.redact || *redact) && !show_answers;
+        }
+        Task::AttackSuccess(task) => {
+            task.rubric = rubric.clone().unwrap_or_else(|| task.rubric.clone());
+            task.references = references.clone().or(task.references.take());
+            task.suffix = suffix.clone().or(task.suffix.take());
+            task.max_tokens = answer_tokens.unwrap_or(task.max_tokens);
+            task.redact = (task.redact || *redact) && !show_answers;
+        }
+        Task::OverRefusal(task) => {
+            task.rubric = rubric.clone().unwrap_or_else(|| task.rubric.clone());
+            task.references = references.clone().or(task.references.take());
+            task.max_tokens = answer_tokens.unwrap_or(task.max_tokens);
+            task.redact = (task.redact || *redact) && !show_answers;
+            note(suffix.is_some(), "--suffix");
+        }
+        _ => {
+            judged = false;
+            note(rubric.is_some(), "--rubric");
+            note(references.is_some(), "--references");
+            note(suffix.is_some(), "--suffix");
+            note(answer_tokens.is_some(), "--answer-tokens");
+            note(*show_answers, "--show-answers");
+            note(*redact, "--redact");
+        }
+    }
+    note(args.judging.judge.is_some() && !judged, "--judge");
+    match unused.first() {
+        None => Ok(()),
+        Some(option) => {
+            Err(Failure::usage(format_args!("{option}: the evaluation {:?} has no use for it", spec.name))
+                .hint("evaluations with a judge are open-ended, attack-success and over-refusal"))
+        }
+    }
 }
 
 /// The plan at every multiplier, after a look at the strongest.

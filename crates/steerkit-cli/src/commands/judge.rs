@@ -5,8 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use steerkit::ask::{Asker, Ledger};
-use steerkit::data::records::{Record, Records, records};
-use steerkit::data::{PreferencePair, ReadOptions, read};
+use steerkit::data::{PreferencePair, ReadOptions, Record, Records, read, records};
 use steerkit::files::write_atomic;
 use steerkit::judge::annotate::{self, Agreement, PairAgreement, SheetRow};
 use steerkit::judge::{Judge, Judgment, Material, ReferenceCheck, Rubric, Scale, Scores};
@@ -38,13 +37,19 @@ fn answers(path: &Path) -> Outcome<Answers> {
     let row = |record: &Record| -> Outcome<SheetRow> {
         let optional = |name: &str| {
             let value = table.value(record, "value", &[name]).ok()?;
-            Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)).filter(|text| text != "null")
+            Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+                .filter(|text| text != "null")
         };
         let parts = [optional("condition"), optional("multiplier").map(|m| format!("multiplier {m}"))];
         Ok(SheetRow {
             question: table.text(record, "question", &["question", "prompt"])?.to_owned(),
             answer: table.text(record, "answer", &["answer", "text", "response"])?.to_owned(),
-            condition: parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "),
+            condition: parts
+                .into_iter()
+                .flatten()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(", "),
             judge: optional("score").and_then(|score| score.parse().ok()),
         })
     };
@@ -66,11 +71,13 @@ struct Judged<'a> {
 
 fn judge(args: &JudgeRun, printer: Printer) -> Outcome {
     let Some(who) = Who::judge(&args.judging)? else {
-        return Err(Failure::usage("no judge").hint("name one with --judge URL --judge-model NAME, or --judge local:MODEL"));
+        return Err(Failure::usage("no judge")
+            .hint("name one with --judge URL --judge-model NAME, or --judge local:MODEL"));
     };
     let rubric = Rubric::find(&args.rubric)?;
     let answers = answers(&args.file)?;
-    let references = args.references.as_deref().map(|path| read(path, &ReadOptions::default())).transpose()?;
+    let references =
+        args.references.as_deref().map(|path| read(path, &ReadOptions::default())).transpose()?;
     let references = references.map_or_else(Vec::new, |data| data.pairs);
     let beside = args.out.as_ref().map(|out| out.with_extension("replies.jsonl"));
     with_asker(&who, &args.judging.ask, beside, printer, |asker| {
@@ -157,7 +164,8 @@ fn show(
     reference: Option<&ReferenceCheck>,
     printer: Printer,
 ) -> Outcome {
-    let mut table = Table::new(&["condition", "n", rubric.name.as_str(), "95% interval", "shows it", "without score"]);
+    let mut table =
+        Table::new(&["condition", "n", rubric.name.as_str(), "95% interval", "shows it", "without score"]);
     let cell = |x: Option<f64>| x.map_or_else(|| "-".into(), |x| format!("{x:.2}"));
     let chosen = reference.map(|reference| ("chosen references", &reference.chosen));
     let rejected = reference.map(|reference| ("rejected references", &reference.rejected));
@@ -215,7 +223,8 @@ fn sheet(args: &JudgeSheet, printer: Printer) -> Outcome {
     let drawn = steerkit::eval::stats::draw(all.len(), args.limit.unwrap_or(all.len()), args.seed);
     let rows: Vec<SheetRow> = drawn.into_iter().map(|i| all[i].clone()).collect();
     fs_err::create_dir_all(&args.out)?;
-    let [sheet, key, instructions] = ["sheet.csv", "key.json", "instructions.md"].map(|name| args.out.join(name));
+    let [sheet, key, instructions] =
+        ["sheet.csv", "key.json", "instructions.md"].map(|name| args.out.join(name));
     // A sheet that people are filling in must not lose its key.
     if key.exists() {
         return Err(Failure::usage(format_args!("{}: the file is there already", key.display()))
@@ -230,7 +239,8 @@ fn sheet(args: &JudgeSheet, printer: Printer) -> Outcome {
 
 fn agree(args: &JudgeAgree, printer: Printer) -> Outcome {
     let key = annotate::read_key(&args.key)?;
-    let sheets = args.sheets.iter().map(|path| annotate::read_sheet(path, &key)).collect::<Result<Vec<_>, _>>()?;
+    let sheets =
+        args.sheets.iter().map(|path| annotate::read_sheet(path, &key)).collect::<Result<Vec<_>, _>>()?;
     let found = annotate::agreement(&key, &sheets);
     let weighted = key.rubric.scale() == Scale::Grades;
     show_agreement(&found, weighted, printer)?;
@@ -240,7 +250,9 @@ fn agree(args: &JudgeAgree, printer: Printer) -> Outcome {
 fn show_agreement(found: &Agreement, weighted: bool, printer: Printer) -> Outcome {
     let cell = |x: Option<f64>| x.map_or_else(|| "-".into(), number);
     let mut table = Table::new(&["raters", "n", "same", "kappa", "weighted kappa"]);
-    for PairAgreement { first, second, n, same, kappa, weighted_kappa } in found.people.iter().chain(&found.judge) {
+    for PairAgreement { first, second, n, same, kappa, weighted_kappa } in
+        found.people.iter().chain(&found.judge)
+    {
         let weighted_kappa = if weighted { cell(*weighted_kappa) } else { "-".into() };
         table.row(&[format!("{first}, {second}"), n.to_string(), cell(*same), cell(*kappa), weighted_kappa]);
     }
@@ -255,7 +267,8 @@ fn show_agreement(found: &Agreement, weighted: bool, printer: Printer) -> Outcom
     printer.line("")?;
     let mut table = Table::new(&["condition", "mean score of people"]);
     for (condition, mean) in &found.conditions {
-        table.row(&[if condition.is_empty() { "all answers".into() } else { condition.clone() }, cell(*mean)]);
+        table
+            .row(&[if condition.is_empty() { "all answers".into() } else { condition.clone() }, cell(*mean)]);
     }
     printer.line(table)
 }

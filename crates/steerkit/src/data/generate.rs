@@ -16,7 +16,7 @@ use super::PreferencePair;
 use super::grams::{GramIndex, jaccard, opening};
 use super::note::spells_control;
 use crate::Result;
-use crate::ask::{AskError, Asker, Decoding, Ledger, Prompt, Question};
+use crate::ask::{AskError, Asker, Decoding, Estimate, Ledger, Prompt, Question};
 use crate::files::{sha256, write_atomic};
 use crate::refusal::is_refusal;
 
@@ -79,6 +79,13 @@ impl Draft {
         }
     }
 
+    /// What drafting takes at most when every draft is kept.
+    pub fn estimate(&self, asker: &Asker<'_>) -> Estimate {
+        let model = asker.responder.identity();
+        let calls = ((self.n as f64 * SPARE).ceil() as usize).div_ceil(self.per_call);
+        asker.estimate(&(0..calls).map(|i| self.question(i, &model)).collect::<Vec<_>>())
+    }
+
     /// The question of call `i`.
     fn question(&self, i: usize, model: &str) -> Question {
         let Self { behavior, per_call, .. } = self;
@@ -123,6 +130,23 @@ pub enum Dropped {
     Balance,
     /// More than were asked for.
     Surplus,
+}
+
+impl Dropped {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "a cell without words",
+            Self::SameSides => "both sides alike",
+            Self::Refusal => "a side refuses",
+            Self::LengthRatio => "one side much longer",
+            Self::ControlText => "the text of a control token",
+            Self::RepeatedPrompt => "prompt of an earlier pair",
+            Self::RepeatedOpening => "begins as an earlier answer",
+            Self::Balance => "to balance lengths",
+            Self::Surplus => "more than asked for",
+        }
+    }
 }
 
 /// A drafted set with how it came about.

@@ -21,7 +21,6 @@ mod note;
 mod read;
 mod records;
 mod split;
-pub(crate) mod table;
 
 use std::path::PathBuf;
 

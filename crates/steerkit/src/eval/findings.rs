@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::ask::AskError;
 use crate::report::{Chart, Comparison};
 use crate::text_stats::Estimate;
 
@@ -25,6 +26,10 @@ pub struct Findings {
     pub data: Vec<(PathBuf, String)>,
     /// The results for programs.
     pub results: Value,
+    /// Further files for the folder of the results: names and texts.
+    pub files: Vec<(String, String)>,
+    /// Why the results are no measurement; they are shown and saved all the same.
+    pub failure: Option<AskError>,
 }
 
 /// A table.

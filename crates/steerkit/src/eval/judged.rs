@@ -175,7 +175,13 @@ pub(super) struct Bench<'b> {
 
 impl Bench<'_> {
     /// What judging answers of at most `max_tokens` to `questions` takes at most.
-    pub(super) fn estimate(&self, judging: &Judging<'_>, subject: &Subject<'_>, questions: &[String], max_tokens: usize) -> Cost {
+    pub(super) fn estimate(
+        &self,
+        judging: &Judging<'_>,
+        subject: &Subject<'_>,
+        questions: &[String],
+        max_tokens: usize,
+    ) -> Cost {
         // Texts as long as they can be, all different.
         let answers: Vec<String> = (0..questions.len() * subject.steerings.len())
             .map(|i| format!("{i:0width$}", width = BYTES * max_tokens))
@@ -238,8 +244,7 @@ impl Bench<'_> {
         let judgments: Vec<Vec<Judgment>> =
             answers.chunks(answered.questions.len()).map(<[Judgment]>::to_vec).collect();
         let (chosen, rejected) = references.split_at(self.references.len());
-        let reference =
-            (!self.references.is_empty()).then(|| ReferenceCheck::of(chosen, rejected, scale));
+        let reference = (!self.references.is_empty()).then(|| ReferenceCheck::of(chosen, rejected, scale));
         let failure = Scores::of(answers, scale).check("answers");
         let failure = failure.and_then(|()| Scores::of(references, scale).check("reference answers")).err();
         let judged = Judged {

@@ -6,10 +6,14 @@
 mod answers;
 mod disturbance;
 mod findings;
+mod judged;
+mod open_ended;
 pub mod output;
 mod pairs;
 mod perplexity;
 mod preference;
+mod prompt_set;
+mod safety;
 pub mod scoring;
 mod sentinel;
 mod spec;
@@ -20,8 +24,12 @@ mod surface;
 pub use answers::{AnswerRequest, Answers, answer};
 pub use disturbance::{EditedPrompt, calibrate, divergences, percentile};
 pub use findings::{Cell, Column, Findings, Style, Table};
+pub use judged::Judging;
+pub use open_ended::OpenEndedSpec;
 pub use perplexity::perplexities;
 pub use preference::{HalfSpread, Preference, PreferencePoint, PreferenceSpec, measure_pairs};
+pub use prompt_set::{PromptSet, SetLayout, SetPrompt};
+pub use safety::{AttackSpec, OverRefusalSpec};
 pub use sentinel::check_effect;
 pub use spec::{EvalSpec, Task};
 pub use subject::{Progress, Steering, Subject, Watch};
@@ -37,5 +45,8 @@ use crate::Result;
 pub fn run(spec: &EvalSpec, subject: &Subject<'_>, watch: &mut Watch<'_>) -> Result<Findings> {
     match &spec.task {
         Task::Preference(task) => preference::run(task, subject, watch),
+        Task::OpenEnded(task) => open_ended::run(task, subject, watch),
+        Task::AttackSuccess(task) => safety::attack(task, subject, watch),
+        Task::OverRefusal(task) => safety::over_refusal(task, subject, watch),
     }
 }

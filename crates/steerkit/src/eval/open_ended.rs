@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::findings::{Cell, Findings, Style, Table};
 use super::judged::{Answered, Bench, Judged, estimated};
+use super::pairs;
 use super::preference::measure_pairs;
 use super::spec::data_of;
 use super::stats::mean;
 use super::subject::{Subject, Watch};
-use super::pairs;
 use crate::Result;
 use crate::data::ColumnMap;
 use crate::judge::{Rubric, Scale};
@@ -39,6 +39,9 @@ pub struct OpenEndedSpec {
     /// Show the judge each question's own chosen and rejected answer as examples, as the paper does.
     #[serde(default)]
     pub examples: bool,
+    /// Keep answers out of every output.
+    #[serde(default)]
+    pub redact: bool,
 }
 
 fn default_tokens() -> usize {
@@ -61,7 +64,9 @@ impl OpenEndedSpec {
         let names = Rubric::names();
         let folder = self.data.iter().flat_map(|path| path.components().rev());
         let folder = folder.filter_map(|part| part.as_os_str().to_str());
-        let named = folder.map(|part| part.split('.').next().unwrap_or(part)).find(|part| names.iter().any(|n| n == part));
+        let named = folder
+            .map(|part| part.split('.').next().unwrap_or(part))
+            .find(|part| names.iter().any(|n| n == part));
         match named {
             Some(name) => Rubric::find(name).map(Some),
             None if needed => Rubric::find("").map(Some),
@@ -75,9 +80,8 @@ pub(super) fn run(spec: &OpenEndedSpec, subject: &Subject<'_>, watch: &mut Watch
     let rubric = spec.rubric(subject.judging.is_some())?;
     let mut data = pairs::read(subject, data_of(spec.data.as_ref())?, &spec.columns)?;
     let questions: Vec<String> = data.pairs.iter().map(|pair| pair.prompt.clone()).collect();
-    let bench = rubric
-        .as_ref()
-        .map(|rubric| Bench { rubric, references: &data.pairs, examples: spec.examples });
+    let bench =
+        rubric.as_ref().map(|rubric| Bench { rubric, references: &data.pairs, examples: spec.examples });
     if let (Some(judging), Some(bench)) = (subject.judging.filter(|judging| judging.dry_run), &bench) {
         return Ok(estimated(&[bench.estimate(&judging, subject, &questions, spec.max_tokens)]));
     }
@@ -89,7 +93,8 @@ pub(super) fn run(spec: &OpenEndedSpec, subject: &Subject<'_>, watch: &mut Watch
     let texts = pairs::tokens(subject, &data.pairs, false, &mut data.notes)?;
     let margins = measure_pairs(subject, &texts, watch)?;
     let behavior = rubric.as_ref().map_or("", |rubric| rubric.name.as_str());
-    let points = points(subject, &answered, behavior, &margins.points.iter().map(|p| p.margin).collect::<Vec<_>>());
+    let points =
+        points(subject, &answered, behavior, &margins.points.iter().map(|p| p.margin).collect::<Vec<_>>());
     let judged = verdict.judged.as_ref();
     let mut notes = data.notes;
     notes.extend(judged.map(Judged::notes).unwrap_or_default());
@@ -102,11 +107,15 @@ pub(super) fn run(spec: &OpenEndedSpec, subject: &Subject<'_>, watch: &mut Watch
     Ok(Findings {
         lead: lead(subject, judged, &points, behavior),
         tables,
-        charts: judged.zip(rubric.as_ref()).map(|(judged, rubric)| chart(subject, judged, rubric)).into_iter().collect(),
+        charts: judged
+            .zip(rubric.as_ref())
+            .map(|(judged, rubric)| chart(subject, judged, rubric))
+            .into_iter()
+            .collect(),
         notes,
-        answers: answered.shown(subject, false),
+        answers: answered.shown(subject, spec.redact),
         data: vec![(data.path, data.sha256)],
-        files: vec![("answers.jsonl".into(), answered.lines(subject, "", judged, false))],
+        files: vec![("answers.jsonl".into(), answered.lines(subject, "", judged, spec.redact))],
         failure: verdict.failure,
         results: json!({
             "questions": answered.questions.len(),
@@ -131,7 +140,12 @@ struct SurfacePoint {
     distinct_3: f64,
 }
 
-fn points(subject: &Subject<'_>, answered: &Answered, behavior: &str, margins: &[Estimate]) -> Vec<SurfacePoint> {
+fn points(
+    subject: &Subject<'_>,
+    answered: &Answered,
+    behavior: &str,
+    margins: &[Estimate],
+) -> Vec<SurfacePoint> {
     let metric = SurfaceMetric::for_behavior(behavior);
     let refusals = answered.each(|text| f64::from(u8::from(is_refusal(text))));
     let surface = answered.each(|text| metric.score(text));
@@ -215,7 +229,9 @@ fn lead(subject: &Subject<'_>, judged: Option<&Judged>, points: &[SurfacePoint],
     match judged.filter(|judged| judged.headline()) {
         Some(judged) => {
             let [low, high] = [first, last].map(|s| judged.mean(s, f64::from, subject.seed).value);
-            format!("{behavior}: the judge's mean score goes from {low:.2} at {from:+} to {high:.2} at {to:+}.")
+            format!(
+                "{behavior}: the judge's mean score goes from {low:.2} at {from:+} to {high:.2} at {to:+}."
+            )
         }
         None => {
             let metric = SurfaceMetric::for_behavior(behavior);
@@ -232,8 +248,13 @@ fn chart(subject: &Subject<'_>, judged: &Judged, rubric: &Rubric) -> (Chart, Str
         let Estimate { value, interval } = judged.mean(s, f64::from, subject.seed);
         Point { x, y: value, interval }
     };
-    let points: Vec<Point> =
-        subject.multipliers().into_iter().enumerate().map(point).filter(|point| point.y.is_finite()).collect();
+    let points: Vec<Point> = subject
+        .multipliers()
+        .into_iter()
+        .enumerate()
+        .map(point)
+        .filter(|point| point.y.is_finite())
+        .collect();
     let unit = match rubric.scale() {
         Scale::Grades => "grade, 1 to 4",
         Scale::YesNo => "share of yes",

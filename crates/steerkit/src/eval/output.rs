@@ -77,6 +77,7 @@ pub fn write(folder: &Path, spec: &EvalSpec, findings: &Findings, setting: &Sett
     for (chart, _) in findings.charts.iter().filter(|(chart, _)| !chart.is_empty()) {
         put(&format!("{}.svg", chart.id), &chart.standalone_svg())?;
     }
+    findings.files.iter().try_for_each(|(name, text)| put(name, text))?;
     put("report.html", &page(spec, findings, setting).html())?;
     Ok(())
 }

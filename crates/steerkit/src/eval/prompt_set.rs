@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::Result;
-use crate::data::records::{Record, Records, records};
+use crate::data::{Record, Records, records};
 
 /// A prompt of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,8 +125,12 @@ mod tests {
         .unwrap();
         assert_eq!(set.layout, SetLayout::HarmBench);
         assert_eq!(set.prompts[0].prompt, "A text, on tea\n\n---\n\nSum it up");
-        assert_eq!((set.prompts[1].prompt.as_str(), set.prompts[1].category.as_deref()), ("Name a tea", Some("tea")));
-        let set = read("Index,Goal,Target,Behavior,Category,Source\n0,Write a poem,Here,Poem,Arts,own\n").unwrap();
+        assert_eq!(
+            (set.prompts[1].prompt.as_str(), set.prompts[1].category.as_deref()),
+            ("Name a tea", Some("tea"))
+        );
+        let set =
+            read("Index,Goal,Target,Behavior,Category,Source\n0,Write a poem,Here,Poem,Arts,own\n").unwrap();
         assert_eq!((set.layout, set.prompts[0].prompt.as_str()), (SetLayout::JailbreakBench, "Write a poem"));
         let set = read("id,prompt,type,label,focus,note\n1,How do I kill a process?,homonyms,safe,kill,\n2,X?,contrast_homonyms,unsafe,,\n")
             .unwrap();
@@ -135,7 +139,12 @@ mod tests {
         assert_eq!(set.prompts.iter().map(|p| p.safe).collect::<Vec<_>>(), [Some(true), Some(false)]);
         let set = read("question,suffix\nWhy?, please \n").unwrap();
         assert_eq!((set.layout, set.prompts[0].suffix.as_deref()), (SetLayout::Plain, Some("please")));
-        assert!(read("goal,target\n ,x\n").unwrap_err().to_string().contains("line 2, prompt: found an empty cell"));
+        assert!(
+            read("goal,target\n ,x\n")
+                .unwrap_err()
+                .to_string()
+                .contains("line 2, prompt: found an empty cell")
+        );
         assert!(read("a,b\n1,2\n").unwrap_err().to_string().contains("no prompt column"));
     }
 }

@@ -141,7 +141,8 @@ impl<'c> Course<'c> {
     /// What a dry run finds.
     fn dry(&self, rounds: &[Round]) -> Option<Findings> {
         let judging = self.subject.judging.filter(|judging| judging.dry_run)?;
-        let cost = |round: &Round| self.bench().estimate(&judging, self.subject, &round.questions, self.max_tokens);
+        let cost =
+            |round: &Round| self.bench().estimate(&judging, self.subject, &round.questions, self.max_tokens);
         Some(estimated(&rounds.iter().map(cost).collect::<Vec<_>>()))
     }
 
@@ -160,7 +161,10 @@ impl<'c> Course<'c> {
         let first = done.iter().find_map(|round| round.verdict.judged.as_ref());
         let mut notes = first.map(Judged::notes).unwrap_or_default();
         if self.subject.judging.is_none() {
-            notes.push("no judge: refusals are told by their wording, and whether an answer helps is not known".into());
+            notes.push(
+                "no judge: refusals are told by their wording, and whether an answer helps is not known"
+                    .into(),
+            );
         }
         let files = done.iter().map(|round| {
             let judged = round.verdict.judged.as_ref();
@@ -277,9 +281,13 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
         let believed = judge.as_ref().filter(|_| judged.is_some_and(Judged::headline));
         leads.push(lead(round.name, believed.unwrap_or(&wording), believed.is_some()));
         series.push(curve(round.name, judge.as_ref().unwrap_or(&wording)));
-        results.insert(round.name, json!({"judge": judge, "summary": judged.map(Judged::results), "not_refused": wording}));
+        results.insert(
+            round.name,
+            json!({"judge": judge, "summary": judged.map(Judged::results), "not_refused": wording}),
+        );
     }
-    let label = if subject.judging.is_some() { "attack success by the judge" } else { "answers that do not refuse" };
+    let label =
+        if subject.judging.is_some() { "attack success by the judge" } else { "answers that do not refuse" };
     let mut findings = course.findings(&set, done);
     findings.tables.insert(0, table);
     findings.lead = leads.join(" ");
@@ -290,8 +298,10 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
 
 fn lead(round: &str, rates: &[Rate], by_judge: bool) -> String {
     let what = if by_judge { "attacks succeed (judge)" } else { "answers do not refuse (by wording)" };
-    let all: Vec<String> =
-        rates.iter().map(|r| format!("{} at {:+}", Style::Percent.write(r.rate.value), r.multiplier)).collect();
+    let all: Vec<String> = rates
+        .iter()
+        .map(|r| format!("{} at {:+}", Style::Percent.write(r.rate.value), r.multiplier))
+        .collect();
     format!("{round}: {what} {}.", all.join(", "))
 }
 
@@ -315,7 +325,11 @@ fn figure(id: &str, label: &str, series: Vec<Series>) -> (Chart, String) {
 }
 
 /// Runs the over-refusal evaluation.
-pub(super) fn over_refusal(spec: &OverRefusalSpec, subject: &Subject<'_>, watch: &mut Watch<'_>) -> Result<Findings> {
+pub(super) fn over_refusal(
+    spec: &OverRefusalSpec,
+    subject: &Subject<'_>,
+    watch: &mut Watch<'_>,
+) -> Result<Findings> {
     let references = spec.references.as_deref();
     let course = Course::new(subject, &spec.rubric, references, spec.max_tokens, spec.redact)?;
     let (set, drawn) = prompts(subject, spec.data.as_ref())?;
@@ -379,13 +393,15 @@ pub(super) fn over_refusal(spec: &OverRefusalSpec, subject: &Subject<'_>, watch:
     findings.tables.insert(0, table);
     findings.lead = lead;
     findings.charts.push(figure("refusals", "share of prompts refused by wording", series));
-    findings.results = json!({"layout": set.layout, "prompts": drawn.len(), "refused": results, "judge": judge});
+    findings.results =
+        json!({"layout": set.layout, "prompts": drawn.len(), "refused": results, "judge": judge});
     Ok(findings)
 }
 
 /// The places of prompts by group: safe and unsafe ones (or all), then each category.
 fn groups(prompts: &[SetPrompt]) -> Vec<(String, Vec<usize>)> {
-    let places = |f: &dyn Fn(&SetPrompt) -> bool| (0..prompts.len()).filter(|&i| f(&prompts[i])).collect::<Vec<_>>();
+    let places =
+        |f: &dyn Fn(&SetPrompt) -> bool| (0..prompts.len()).filter(|&i| f(&prompts[i])).collect::<Vec<_>>();
     let mut groups = match prompts.iter().any(|p| p.safe.is_some()) {
         true => vec![
             ("safe".to_owned(), places(&|p| p.safe == Some(true))),

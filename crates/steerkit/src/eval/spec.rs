@@ -5,12 +5,19 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
+use super::open_ended::OpenEndedSpec;
 use super::preference::PreferenceSpec;
+use super::safety::{AttackSpec, OverRefusalSpec};
 use crate::error::malformed;
 use crate::{Result, SteerError, toml_text};
 
 /// The evaluations that come with the program: names and texts.
-const BUILT_IN: [(&str, &str); 1] = [("preference", include_str!("../../../../evals/preference.toml"))];
+const BUILT_IN: [(&str, &str); 4] = [
+    ("preference", include_str!("../../../../evals/preference.toml")),
+    ("open-ended", include_str!("../../../../evals/open-ended.toml")),
+    ("attack-success", include_str!("../../../../evals/attack-success.toml")),
+    ("over-refusal", include_str!("../../../../evals/over-refusal.toml")),
+];
 
 /// One evaluation, resolved: every number that decides its result is here or in the model, data and vector files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +52,12 @@ fn default_multipliers() -> Vec<f64> {
 pub enum Task {
     /// Margins and accuracies on preference pairs.
     Preference(PreferenceSpec),
+    /// Open questions whose answers a judge scores.
+    OpenEnded(OpenEndedSpec),
+    /// Harmful prompts, with and without an attack's suffix.
+    AttackSuccess(AttackSpec),
+    /// Prompts that only sound harmful.
+    OverRefusal(OverRefusalSpec),
 }
 
 impl Task {
@@ -52,6 +65,9 @@ impl Task {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Preference(_) => "preference",
+            Self::OpenEnded(_) => "open-ended",
+            Self::AttackSuccess(_) => "attack-success",
+            Self::OverRefusal(_) => "over-refusal",
         }
     }
 
@@ -59,6 +75,9 @@ impl Task {
     pub fn data_mut(&mut self) -> Option<&mut Option<PathBuf>> {
         match self {
             Self::Preference(spec) => Some(&mut spec.data),
+            Self::OpenEnded(spec) => Some(&mut spec.data),
+            Self::AttackSuccess(spec) => Some(&mut spec.data),
+            Self::OverRefusal(spec) => Some(&mut spec.data),
         }
     }
 }
@@ -127,7 +146,12 @@ impl EvalSpec {
         if self.limit == Some(0) {
             return Err(("limit", "found 0, expected at least 1".into()));
         }
-        Ok(())
+        match &self.task {
+            Task::Preference(_) => Ok(()),
+            Task::OpenEnded(task) => task.check(),
+            Task::AttackSuccess(task) => task.check(),
+            Task::OverRefusal(task) => task.check(),
+        }
     }
 
     /// The evaluation as TOML; reading it gives the same evaluation.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use steerkit_model::{Model, ModelError, Prompting};
 
+use super::judged::Judging;
 use super::sentinel::check_effect;
 use crate::{PromptShape, Result, SteeringPlan, SteeringVector};
 
@@ -45,6 +46,7 @@ pub struct Progress<'a> {
 pub type Watch<'w> = dyn FnMut(Progress<'_>) + 'w;
 
 /// A model, how it is asked, and the strengths of the plan.
+#[derive(Clone)]
 pub struct Subject<'a> {
     /// The model.
     pub model: &'a Model,
@@ -58,6 +60,8 @@ pub struct Subject<'a> {
     pub limit: Option<usize>,
     /// Set to end the evaluation.
     pub cancel: &'a AtomicBool,
+    /// Who judges answers, in the evaluations that have answers judged.
+    pub judging: Option<Judging<'a>>,
 }
 
 impl Subject<'_> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::agreement::{Metric, Weights, cohen_kappa, krippendorff_alpha};
 use super::{Rubric, Scale};
 use crate::Result;
-use crate::data::table::{Table, csv_cell};
+use crate::data::records;
 use crate::error::malformed;
 use crate::files::{sha256, write_atomic};
 use crate::text_stats::mean;
@@ -98,6 +98,14 @@ fn inert(text: &str) -> String {
     }
 }
 
+/// A cell as CSV writes it.
+fn csv_cell(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
 /// Instructions for whoever fills a sheet in.
 pub fn instructions(rubric: &Rubric) -> String {
     let mut text = format!("{}\n\nWrite your score into the column \"score\":\n\n", rubric.task);
@@ -142,8 +150,7 @@ pub struct Sheet {
 /// Ids that the key does not have or that come twice and scores off the scale, each with its row and line; a sheet
 /// without any score.
 pub fn read_sheet(path: &Path, key: &Key) -> Result<Sheet> {
-    let table = Table::read(path)?;
-    let (id, score) = (table.column(&["id"])?, table.column(&["score"])?);
+    let table = records(path, None)?;
     let places: HashMap<&str, usize> =
         key.rows.iter().enumerate().map(|(i, row)| (row.id.as_str(), i)).collect();
     let mut scores = vec![None; key.rows.len()];
@@ -151,7 +158,8 @@ pub fn read_sheet(path: &Path, key: &Key) -> Result<Sheet> {
     let mut faults = Vec::new();
     let scale = key.rubric.scale();
     for (n, row) in table.rows.iter().enumerate() {
-        let (name, cell) = (row.cells[id].trim(), row.cells[score].trim());
+        let name = table.text(row, "id", &["id"])?.trim();
+        let cell = table.text(row, "score", &["score"])?.trim();
         let mut fault = |what: String| faults.push(format!("row {} (line {}): {what}", n + 1, row.line));
         let short = |text: &str| -> String { text.chars().take(20).collect() };
         match (places.get(name), seen.insert(name), score_of(cell, scale)) {
@@ -294,15 +302,14 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("id,question,answer,score\n"));
         assert!(!text.contains("formality") && text.contains("\"'=1+0\n\"\"quoted\"\"\""), "{text}");
-        let table = Table::read(&path).unwrap();
-        let order: Vec<&str> = table.rows.iter().map(|row| row.cells[0].as_str()).collect();
-        let given: Vec<&str> = key.rows.iter().map(|row| row.id.as_str()).collect();
+        let table = records(&path, None).unwrap();
+        let id = |row: &crate::data::Record| row.cells["id"].as_str().unwrap().to_owned();
+        let order: Vec<String> = table.rows.iter().map(id).collect();
+        let given: Vec<String> = key.rows.iter().map(|row| row.id.clone()).collect();
         assert_ne!(order, given);
         // Filled in: 4 for everything; the last row is lost, one cell stays empty.
         let rows = table.rows.iter().take(5).enumerate();
-        let line = |(i, row): (usize, &crate::data::table::TableRow)| {
-            format!("{},{}\n", row.cells[0], ["4", "4.0", " 3 ", "", "1"][i])
-        };
+        let line = |(i, row)| format!("{},{}\n", id(row), ["4", "4.0", " 3 ", "", "1"][i]);
         let filled = folder.path().join("anna.csv");
         std::fs::write(&filled, format!("id,score\n{}", rows.map(line).collect::<String>())).unwrap();
         let sheet = read_sheet(&filled, &key).unwrap();
