@@ -5,12 +5,24 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
+use super::choices::ChoiceSpec;
+use super::damage::DamageSpec;
+use super::dose::DoseSpec;
+use super::letters::LettersSpec;
 use super::preference::PreferenceSpec;
 use crate::error::malformed;
 use crate::{Result, SteerError, toml_text};
 
 /// The evaluations that come with the program: names and texts.
-const BUILT_IN: [(&str, &str); 1] = [("preference", include_str!("../../../../evals/preference.toml"))];
+const BUILT_IN: [(&str, &str); 7] = [
+    ("preference", include_str!("../../../../evals/preference.toml")),
+    ("letters", include_str!("../../../../evals/letters.toml")),
+    ("mmlu", include_str!("../../../../evals/mmlu.toml")),
+    ("mmlu-5-shot", include_str!("../../../../evals/mmlu-5-shot.toml")),
+    ("truthfulqa", include_str!("../../../../evals/truthfulqa.toml")),
+    ("damage", include_str!("../../../../evals/damage.toml")),
+    ("dose-response", include_str!("../../../../evals/dose-response.toml")),
+];
 
 /// One evaluation, resolved: every number that decides its result is here or in the model, data and vector files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +44,9 @@ pub struct EvalSpec {
     pub seed: u64,
     /// What is measured.
     pub task: Task,
+    /// Damage to the text, measured beside the task.
+    #[serde(default)]
+    pub damage: Option<DamageSpec>,
 }
 
 fn default_multipliers() -> Vec<f64> {
@@ -45,6 +60,14 @@ fn default_multipliers() -> Vec<f64> {
 pub enum Task {
     /// Margins and accuracies on preference pairs.
     Preference(PreferenceSpec),
+    /// Probabilities of answer letters.
+    Letters(LettersSpec),
+    /// Multiple choices: MMLU, TruthfulQA, or any set.
+    MultipleChoice(ChoiceSpec),
+    /// Only the damage to texts.
+    Damage(DamageSpec),
+    /// Behaviour against damage.
+    DoseResponse(DoseSpec),
 }
 
 impl Task {
@@ -52,6 +75,10 @@ impl Task {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Preference(_) => "preference",
+            Self::Letters(_) => "letters",
+            Self::MultipleChoice(_) => "multiple-choice",
+            Self::Damage(_) => "damage",
+            Self::DoseResponse(_) => "dose-response",
         }
     }
 
@@ -59,6 +86,10 @@ impl Task {
     pub fn data_mut(&mut self) -> Option<&mut Option<PathBuf>> {
         match self {
             Self::Preference(spec) => Some(&mut spec.data),
+            Self::Letters(spec) => Some(&mut spec.data),
+            Self::MultipleChoice(spec) => Some(&mut spec.data),
+            Self::DoseResponse(spec) => Some(&mut spec.data),
+            Self::Damage(spec) => Some(&mut spec.data),
         }
     }
 }
@@ -127,7 +158,13 @@ impl EvalSpec {
         if self.limit == Some(0) {
             return Err(("limit", "found 0, expected at least 1".into()));
         }
-        Ok(())
+        match &self.task {
+            Task::MultipleChoice(spec) => spec.check()?,
+            Task::Damage(spec) => spec.check()?,
+            Task::DoseResponse(spec) => spec.check()?,
+            Task::Preference(_) | Task::Letters(_) => {}
+        }
+        self.damage.iter().try_for_each(DamageSpec::check)
     }
 
     /// The evaluation as TOML; reading it gives the same evaluation.
@@ -178,8 +215,8 @@ mod tests {
 
     #[test]
     fn unknown_names_list_the_known_ones() {
-        let error = EvalSpec::find("preferense").unwrap_err();
-        assert!(error.to_string().contains("preference"), "{error}");
-        assert_eq!(error.hint().as_deref(), Some("did you mean \"preference\"?"));
+        let error = EvalSpec::find("truthfulaq").unwrap_err();
+        assert!(error.to_string().contains("mmlu"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("did you mean \"truthfulqa\"?"));
     }
 }
