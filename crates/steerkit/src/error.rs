@@ -61,6 +61,15 @@ pub enum SteerError {
         nearest: Option<String>,
     },
 
+    /// An evaluation that cannot be run as it was asked for.
+    #[error("{what}")]
+    Unfit {
+        /// What does not go together.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+
     /// An evaluation whose data file nobody named.
     #[error("the evaluation names no data file")]
     NoEvaluationData,
@@ -299,7 +308,9 @@ impl SteerError {
             }
             Self::Calibration { .. } => Some("choose another --kl, or more prompts and tokens".into()),
             Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
-            Self::Export { hint, .. } | Self::Combine { hint, .. } => Some(hint.clone()),
+            Self::Export { hint, .. } | Self::Combine { hint, .. } | Self::Unfit { hint, .. } => {
+                Some(hint.clone())
+            }
             Self::Multiplier { .. } => Some("give a number such as 1, -1 or 0.5".into()),
             Self::NoEffect { .. } => Some("set the multipliers to 0 for the plain model".into()),
         }
@@ -322,6 +333,7 @@ impl SteerError {
             Self::Export { .. }
             | Self::Multiplier { .. }
             | Self::NoEffect { .. }
+            | Self::Unfit { .. }
             | Self::UnknownEvaluation { .. }
             | Self::NoEvaluationData => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,

@@ -18,7 +18,7 @@ use super::note::spells_control;
 use crate::Result;
 use crate::ask::{AskError, Asker, Decoding, Estimate, Ledger, Prompt, Question};
 use crate::files::{sha256, write_atomic};
-use crate::refusal::is_refusal;
+use crate::refusal::refuses;
 
 /// Sides, and prompts, with at least this share of common words are nearly the same.
 const NEAR: f64 = 0.8;
@@ -321,7 +321,7 @@ impl<'d> Sieve<'d> {
         {
             return Err(Dropped::SameSides);
         }
-        if !self.draft.keep_refusals && (is_refusal(chosen) || is_refusal(rejected)) {
+        if !self.draft.keep_refusals && (refuses(chosen) || refuses(rejected)) {
             return Err(Dropped::Refusal);
         }
         let (a, b) = (length(chosen) as f64, length(rejected) as f64);

@@ -4,9 +4,13 @@
 //! under several strengths of one plan, and gives [`Findings`]; [`output`] saves them.
 
 mod answers;
+pub mod choices;
+mod damage;
 mod disturbance;
+mod dose;
 mod findings;
 mod judged;
+mod letters;
 mod open_ended;
 pub mod output;
 mod pairs;
@@ -22,9 +26,12 @@ mod subject;
 mod surface;
 
 pub use answers::{AnswerRequest, Answers, answer};
+pub use damage::{Damage, DamagePoint, DamageSpec, measure_damage};
 pub use disturbance::{EditedPrompt, calibrate, divergences, percentile};
+pub use dose::{DamageLimits, DoseSpec, recommended};
 pub use findings::{Cell, Column, Findings, Style, Table};
 pub use judged::Judging;
+pub use letters::{LetterPoint, LettersSpec, WordsPoint};
 pub use open_ended::OpenEndedSpec;
 pub use perplexity::perplexities;
 pub use preference::{HalfSpread, Preference, PreferencePoint, PreferenceSpec, measure_pairs};
@@ -43,10 +50,18 @@ use crate::Result;
 /// Data that cannot be read or holds nothing, a plan that does not fit the model or has no effect, those of the model;
 /// [`steerkit_model::ModelError::Interrupted`] when the subject's `cancel` is set.
 pub fn run(spec: &EvalSpec, subject: &Subject<'_>, watch: &mut Watch<'_>) -> Result<Findings> {
-    match &spec.task {
+    let mut findings = match &spec.task {
         Task::Preference(task) => preference::run(task, subject, watch),
         Task::OpenEnded(task) => open_ended::run(task, subject, watch),
         Task::AttackSuccess(task) => safety::attack(task, subject, watch),
         Task::OverRefusal(task) => safety::over_refusal(task, subject, watch),
+        Task::Letters(task) => letters::run(task, subject, watch),
+        Task::MultipleChoice(task) => choices::run(task, subject, watch),
+        Task::Damage(task) => damage::run(task, subject, watch),
+        Task::DoseResponse(task) => dose::run(task, subject, watch),
+    }?;
+    if let Some(task) = &spec.damage {
+        damage::add(task, subject, &mut findings, watch)?;
     }
+    Ok(findings)
 }

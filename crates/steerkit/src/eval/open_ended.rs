@@ -15,7 +15,7 @@ use super::subject::{Subject, Watch};
 use crate::Result;
 use crate::data::ColumnMap;
 use crate::judge::{Rubric, Scale};
-use crate::refusal::is_refusal;
+use crate::refusal::refuses;
 use crate::report::{Axis, Chart, Point, Series, TickFormat};
 use crate::surface::SurfaceMetric;
 use crate::text_stats::{Estimate, distinct_n, words};
@@ -147,7 +147,7 @@ fn points(
     margins: &[Estimate],
 ) -> Vec<SurfacePoint> {
     let metric = SurfaceMetric::for_behavior(behavior);
-    let refusals = answered.each(|text| f64::from(u8::from(is_refusal(text))));
+    let refusals = answered.each(|text| f64::from(u8::from(refuses(text))));
     let surface = answered.each(|text| metric.score(text));
     let lengths = answered.each(|text| words(text).len() as f64);
     let point = |(s, multiplier): (usize, f64)| SurfacePoint {

@@ -17,7 +17,7 @@ use crate::Result;
 use crate::data::{PreferencePair, ReadOptions, read};
 use crate::error::malformed;
 use crate::judge::{Rubric, Scale};
-use crate::refusal::is_refusal;
+use crate::refusal::refuses;
 use crate::report::{Axis, Chart, Point, Series, TickFormat};
 use crate::text_stats::Estimate;
 
@@ -263,7 +263,7 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
     );
     let (mut results, mut series, mut leads) = (BTreeMap::new(), Vec::new(), Vec::new());
     for round in &done {
-        let wording = rates(subject, &round.answered.each(|text| f64::from(u8::from(!is_refusal(text)))));
+        let wording = rates(subject, &round.answered.each(|text| f64::from(u8::from(!refuses(text)))));
         let judged = round.verdict.judged.as_ref();
         let judge = judged.map(|judged| judged_rates(subject, judged, course.rubric.scale()));
         for (s, words) in wording.iter().enumerate() {
@@ -340,7 +340,7 @@ pub(super) fn over_refusal(
     }
     let done = course.run(rounds, watch)?;
     let round = &done[0];
-    let refused = round.answered.each(|text| f64::from(u8::from(is_refusal(text))));
+    let refused = round.answered.each(|text| f64::from(u8::from(refuses(text))));
     let judged = round.verdict.judged.as_ref();
     let shows = |score: u8| f64::from(u8::from(course.rubric.scale().shows(score)));
     let mut table = Table::new(

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
+use super::choices::ChoiceSpec;
+use super::damage::DamageSpec;
+use super::dose::DoseSpec;
+use super::letters::LettersSpec;
 use super::open_ended::OpenEndedSpec;
 use super::preference::PreferenceSpec;
 use super::safety::{AttackSpec, OverRefusalSpec};
@@ -12,11 +16,17 @@ use crate::error::malformed;
 use crate::{Result, SteerError, toml_text};
 
 /// The evaluations that come with the program: names and texts.
-const BUILT_IN: [(&str, &str); 4] = [
-    ("preference", include_str!("../../../../evals/preference.toml")),
+const BUILT_IN: [(&str, &str); 10] = [
     ("open-ended", include_str!("../../../../evals/open-ended.toml")),
     ("attack-success", include_str!("../../../../evals/attack-success.toml")),
     ("over-refusal", include_str!("../../../../evals/over-refusal.toml")),
+    ("preference", include_str!("../../../../evals/preference.toml")),
+    ("letters", include_str!("../../../../evals/letters.toml")),
+    ("mmlu", include_str!("../../../../evals/mmlu.toml")),
+    ("mmlu-5-shot", include_str!("../../../../evals/mmlu-5-shot.toml")),
+    ("truthfulqa", include_str!("../../../../evals/truthfulqa.toml")),
+    ("damage", include_str!("../../../../evals/damage.toml")),
+    ("dose-response", include_str!("../../../../evals/dose-response.toml")),
 ];
 
 /// One evaluation, resolved: every number that decides its result is here or in the model, data and vector files.
@@ -39,6 +49,9 @@ pub struct EvalSpec {
     pub seed: u64,
     /// What is measured.
     pub task: Task,
+    /// Damage to the text, measured beside the task.
+    #[serde(default)]
+    pub damage: Option<DamageSpec>,
 }
 
 fn default_multipliers() -> Vec<f64> {
@@ -58,6 +71,14 @@ pub enum Task {
     AttackSuccess(AttackSpec),
     /// Prompts that only sound harmful.
     OverRefusal(OverRefusalSpec),
+    /// Probabilities of answer letters.
+    Letters(LettersSpec),
+    /// Multiple choices: MMLU, TruthfulQA, or any set.
+    MultipleChoice(ChoiceSpec),
+    /// Only the damage to texts.
+    Damage(DamageSpec),
+    /// Behaviour against damage.
+    DoseResponse(DoseSpec),
 }
 
 impl Task {
@@ -68,6 +89,10 @@ impl Task {
             Self::OpenEnded(_) => "open-ended",
             Self::AttackSuccess(_) => "attack-success",
             Self::OverRefusal(_) => "over-refusal",
+            Self::Letters(_) => "letters",
+            Self::MultipleChoice(_) => "multiple-choice",
+            Self::Damage(_) => "damage",
+            Self::DoseResponse(_) => "dose-response",
         }
     }
 
@@ -78,6 +103,10 @@ impl Task {
             Self::OpenEnded(spec) => Some(&mut spec.data),
             Self::AttackSuccess(spec) => Some(&mut spec.data),
             Self::OverRefusal(spec) => Some(&mut spec.data),
+            Self::Letters(spec) => Some(&mut spec.data),
+            Self::MultipleChoice(spec) => Some(&mut spec.data),
+            Self::DoseResponse(spec) => Some(&mut spec.data),
+            Self::Damage(spec) => Some(&mut spec.data),
         }
     }
 }
@@ -147,11 +176,15 @@ impl EvalSpec {
             return Err(("limit", "found 0, expected at least 1".into()));
         }
         match &self.task {
-            Task::Preference(_) => Ok(()),
-            Task::OpenEnded(task) => task.check(),
-            Task::AttackSuccess(task) => task.check(),
-            Task::OverRefusal(task) => task.check(),
+            Task::OpenEnded(spec) => spec.check()?,
+            Task::AttackSuccess(spec) => spec.check()?,
+            Task::OverRefusal(spec) => spec.check()?,
+            Task::MultipleChoice(spec) => spec.check()?,
+            Task::Damage(spec) => spec.check()?,
+            Task::DoseResponse(spec) => spec.check()?,
+            Task::Preference(_) | Task::Letters(_) => {}
         }
+        self.damage.iter().try_for_each(DamageSpec::check)
     }
 
     /// The evaluation as TOML; reading it gives the same evaluation.
@@ -202,8 +235,8 @@ mod tests {
 
     #[test]
     fn unknown_names_list_the_known_ones() {
-        let error = EvalSpec::find("preferense").unwrap_err();
-        assert!(error.to_string().contains("preference"), "{error}");
-        assert_eq!(error.hint().as_deref(), Some("did you mean \"preference\"?"));
+        let error = EvalSpec::find("truthfulaq").unwrap_err();
+        assert!(error.to_string().contains("mmlu"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some("did you mean \"truthfulqa\"?"));
     }
 }
