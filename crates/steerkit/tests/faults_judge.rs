@@ -16,7 +16,7 @@ use steerkit::judge::{Judge, Judgment, Material, Rubric, Scores, Unscored};
 use steerkit::{Result, SteerError};
 use steerkit_model::ErrorKind;
 
-const GO_ON: AtomicBool = AtomicBool::new(false);
+static GO_ON: AtomicBool = AtomicBool::new(false);
 
 /// Waits of milliseconds.
 fn quick() -> Backoff {

@@ -12,7 +12,7 @@ use crate::output::{Printer, Progress};
 use crate::signals;
 
 pub(crate) fn run(args: &DataGenerate, printer: Printer) -> Outcome {
-    if !(args.max_length_ratio >= 1.0) {
+    if args.max_length_ratio.is_nan() || args.max_length_ratio < 1.0 {
         return Err(Failure::usage("--max-length-ratio: expected a number from 1"));
     }
     if args.out.join("train.jsonl").exists() && !args.overwrite && !args.ask.dry_run {

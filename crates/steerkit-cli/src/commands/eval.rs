@@ -52,11 +52,12 @@ pub(crate) fn run(args: &EvalArgs, printer: Printer) -> Outcome {
         }
     };
     let setting = setting(&model, &vectors, &subject, system, began.elapsed().as_secs_f64())?;
-    if let Some(folder) = &args.out {
+    let out = args.out.as_ref().filter(|_| !args.judging.ask.dry_run);
+    if let Some(folder) = out {
         output::write(folder, &spec, &findings, &setting)?;
     }
     show(&findings, printer)?;
-    if let Some(folder) = &args.out {
+    if let Some(folder) = out {
         printer.say(format_args!("everything is in {}", folder.join("report.html").display()));
     }
     printer.result(&output::results(&spec, &findings, &setting))?;

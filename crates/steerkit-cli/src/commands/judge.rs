@@ -8,7 +8,7 @@ use steerkit::ask::{Asker, Ledger};
 use steerkit::data::{PreferencePair, ReadOptions, Record, Records, read, records};
 use steerkit::files::write_atomic;
 use steerkit::judge::annotate::{self, Agreement, PairAgreement, SheetRow};
-use steerkit::judge::{Judge, Judgment, Material, ReferenceCheck, Rubric, Scale, Scores};
+use steerkit::judge::{Judge, Judgment, Material, ReferenceCheck, Rubric, Scale, Scores, Unscored};
 
 use super::asking::{self, Who, with_asker};
 use crate::args::{JudgeAgree, JudgeCommand, JudgeRubrics, JudgeRun, JudgeSheet};
@@ -146,13 +146,23 @@ struct Line<'a> {
     question: &'a str,
     answer: &'a str,
     condition: &'a str,
-    #[serde(flatten)]
-    judgment: &'a Judgment,
+    score: Option<u8>,
+    unscored: Option<Unscored>,
+    reply: Option<&'a str>,
+    note: Option<&'a str>,
 }
 
 fn lines(rows: &[SheetRow], judgments: &[Judgment]) -> String {
     let line = |(row, judgment): (&SheetRow, &Judgment)| {
-        let line = Line { question: &row.question, answer: &row.answer, condition: &row.condition, judgment };
+        let line = Line {
+            question: &row.question,
+            answer: &row.answer,
+            condition: &row.condition,
+            score: judgment.score,
+            unscored: judgment.unscored,
+            reply: judgment.reply.as_deref(),
+            note: judgment.note.as_deref(),
+        };
         serde_json::to_string(&line).expect("text and numbers") + "\n"
     };
     rows.iter().zip(judgments).map(line).collect()

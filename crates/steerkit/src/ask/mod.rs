@@ -191,7 +191,7 @@ impl<'a> Asker<'a> {
         let stored = questions.len() - open.len();
         self.meter.stored(stored);
         on_answer(stored);
-        let known = store.iter().flat_map(|store| questions.iter().filter_map(|q| store.get(&q.key)));
+        let known = store.iter().flat_map(|store| questions.iter().filter_map(move |q| store.get(&q.key)));
         let records = known.map(|record| (record.key.clone(), record.clone())).collect();
         let mut kept = Kept { store: &mut store, records, stored, on_answer };
         let shared = Shared {
@@ -247,7 +247,7 @@ impl<'a> Asker<'a> {
             let bound = |q: &&Question| Usage::bound(&q.prompt, q.decoding.max_tokens);
             let room = self.meter.reserve(batch.iter().map(bound).sum(), batch.len())?;
             let replies = local.ask(batch, shared.cancel);
-            let took = replies.iter().flatten().flatten().filter_map(|reply| reply.usage).sum();
+            let took: Usage = replies.iter().flatten().flatten().filter_map(|reply| reply.usage).sum();
             self.meter.settle(room, Charge::Answered(Some(took)));
             for (question, reply) in batch.iter().zip(replies?) {
                 let too_long = reply.is_none().then(|| "longer than the model's context".to_owned());

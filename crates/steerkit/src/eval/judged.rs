@@ -200,13 +200,14 @@ impl Bench<'_> {
         };
         let mut materials = Vec::new();
         for row in answers {
-            materials.extend(row.iter().enumerate().map(|(i, answer)| Material {
+            materials.extend(row.iter().enumerate().map(|(i, &answer)| Material {
                 question: &questions[i],
                 answer,
                 examples: example(i),
             }));
         }
-        for side in [|pair: &'m PreferencePair| &pair.chosen, |pair: &'m PreferencePair| &pair.rejected] {
+        let sides: [fn(&PreferencePair) -> &String; 2] = [|pair| &pair.chosen, |pair| &pair.rejected];
+        for side in sides {
             // A reference is judged without examples: its own would give it away.
             materials.extend(self.references.iter().map(|pair| Material {
                 question: &pair.prompt,

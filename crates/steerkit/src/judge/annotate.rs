@@ -309,7 +309,9 @@ mod tests {
         assert_ne!(order, given);
         // Filled in: 4 for everything; the last row is lost, one cell stays empty.
         let rows = table.rows.iter().take(5).enumerate();
-        let line = |(i, row)| format!("{},{}\n", id(row), ["4", "4.0", " 3 ", "", "1"][i]);
+        let line = |(i, row): (usize, &crate::data::Record)| {
+            format!("{},{}\n", id(row), ["4", "4.0", " 3 ", "", "1"][i])
+        };
         let filled = folder.path().join("anna.csv");
         std::fs::write(&filled, format!("id,score\n{}", rows.map(line).collect::<String>())).unwrap();
         let sheet = read_sheet(&filled, &key).unwrap();
