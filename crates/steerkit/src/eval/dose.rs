@@ -124,6 +124,7 @@ pub(super) fn run(spec: &DoseSpec, subject: &Subject<'_>, watch: &mut Watch<'_>)
             "behaviour": behaviour,
             "damage": cost.points,
         }),
+        ..Findings::default()
     })
 }
 

@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(batch.spans, [[0..1], [1..3], [3..4], [4..5], [5..6]]);
         let apart = Batch::fill(&texts, false);
         assert_eq!(apart.firsts, [0, 1, 2, 3, 4]);
-        assert_eq!(apart.pack.len(), texts.iter().map(Prompted::rows).sum());
+        assert_eq!(apart.pack.len(), texts.iter().map(Prompted::rows).sum::<usize>());
     }
 
     #[test]
