@@ -229,21 +229,7 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
     let references = spec.references.as_deref();
     let course = Course::new(subject, &spec.rubric, references, spec.max_tokens, spec.redact)?;
     let (set, drawn) = prompts(subject, spec.data.as_ref())?;
-    let plain: Vec<String> = drawn.iter().map(|p| p.prompt.clone()).collect();
-    let attacked = drawn.iter().map(|p| {
-        let suffix = p.suffix.as_ref().or(spec.suffix.as_ref())?;
-        Some(format!("{} {}", p.prompt, suffix.trim()))
-    });
-    let mut rounds = vec![Round { name: "prompt", questions: plain }];
-    // A suffix for every prompt, or the rounds could not be compared.
-    let suffixes = drawn.iter().filter(|p| p.suffix.is_some()).count();
-    if let Some(questions) = attacked.collect::<Option<Vec<_>>>() {
-        rounds.push(Round { name: "with suffix", questions });
-    } else if suffixes > 0 {
-        let found = format!("a suffix for {suffixes} of {} prompts", drawn.len());
-        let hint = "fill the column, remove it, or give one suffix for the others";
-        return Err(malformed(&set.path, "column suffix", found, "one for every prompt", hint));
-    }
+    let rounds = attack_rounds(spec, &set, &drawn)?;
     if let Some(findings) = course.dry(&rounds) {
         return Ok(findings);
     }
@@ -266,34 +252,59 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
         let wording = rates(subject, &round.answered.each(|text| f64::from(u8::from(!refuses(text)))));
         let judged = round.verdict.judged.as_ref();
         let judge = judged.map(|judged| judged_rates(subject, judged, course.rubric.scale()));
-        for (s, words) in wording.iter().enumerate() {
-            let own = judge.as_ref().map(|rates| rates[s]);
-            table.row(vec![
-                words.multiplier.into(),
-                round.name.into(),
-                own.map_or(Cell::Empty, |rate| rate.rate.into()),
-                own.map_or(Cell::Empty, |rate| change_cell(&rate)),
-                words.rate.into(),
-                change_cell(words),
-                judged.map_or(Cell::Empty, |judged| (judged.scores[s].unscored as f64).into()),
-            ]);
-        }
+        attack_rows(&mut table, round, &wording, judge.as_deref());
         let believed = judge.as_ref().filter(|_| judged.is_some_and(Judged::headline));
         leads.push(lead(round.name, believed.unwrap_or(&wording), believed.is_some()));
         series.push(curve(round.name, judge.as_ref().unwrap_or(&wording)));
-        results.insert(
-            round.name,
-            json!({"judge": judge, "summary": judged.map(Judged::results), "not_refused": wording}),
-        );
+        let summary = judged.map(Judged::results);
+        results.insert(round.name, json!({"judge": judge, "summary": summary, "not_refused": wording}));
     }
-    let label =
-        if subject.judging.is_some() { "attack success by the judge" } else { "answers that do not refuse" };
+    let label = match subject.judging.is_some() {
+        true => "attack success by the judge",
+        false => "share of answers that do not refuse by wording",
+    };
     let mut findings = course.findings(&set, done);
     findings.tables.insert(0, table);
     findings.lead = leads.join(" ");
     findings.charts.push(figure("attack-success", label, series));
     findings.results = json!({"layout": set.layout, "prompts": drawn.len(), "rounds": results});
     Ok(findings)
+}
+
+/// The prompts as they are and, where there are suffixes, with them.
+fn attack_rounds(spec: &AttackSpec, set: &PromptSet, drawn: &[SetPrompt]) -> Result<Vec<Round>> {
+    let plain = drawn.iter().map(|p| p.prompt.clone()).collect();
+    let mut rounds = vec![Round { name: "prompt", questions: plain }];
+    let attacked = drawn.iter().map(|p| {
+        let suffix = p.suffix.as_ref().or(spec.suffix.as_ref())?;
+        Some(format!("{} {}", p.prompt, suffix.trim()))
+    });
+    // A suffix for every prompt, or the rounds could not be compared.
+    let suffixes = drawn.iter().filter(|p| p.suffix.is_some()).count();
+    if let Some(questions) = attacked.collect::<Option<Vec<_>>>() {
+        rounds.push(Round { name: "with suffix", questions });
+    } else if suffixes > 0 {
+        let found = format!("a suffix for {suffixes} of {} prompts", drawn.len());
+        let hint = "fill the column, remove it, or give one suffix for the others";
+        return Err(malformed(&set.path, "column suffix", found, "one for every prompt", hint));
+    }
+    Ok(rounds)
+}
+
+fn attack_rows(table: &mut Table, round: &Done, wording: &[Rate], judge: Option<&[Rate]>) {
+    let judged = round.verdict.judged.as_ref();
+    for (s, words) in wording.iter().enumerate() {
+        let own = judge.map(|rates| rates[s]);
+        table.row(vec![
+            words.multiplier.into(),
+            round.name.into(),
+            own.map_or(Cell::Empty, |rate| rate.rate.into()),
+            own.map_or(Cell::Empty, |rate| change_cell(&rate)),
+            words.rate.into(),
+            change_cell(words),
+            judged.map_or(Cell::Empty, |judged| (judged.scores[s].unscored as f64).into()),
+        ]);
+    }
 }
 
 fn lead(round: &str, rates: &[Rate], by_judge: bool) -> String {
@@ -339,8 +350,37 @@ pub(super) fn over_refusal(
         return Ok(findings);
     }
     let done = course.run(rounds, watch)?;
-    let round = &done[0];
-    let refused = round.answered.each(|text| f64::from(u8::from(refuses(text))));
+    let (table, refused) = refused(&course, &done[0], &drawn);
+    let ends = |rates: &[Rate]| {
+        let at = |rate: &Rate| format!("{} at {:+}", Style::Percent.write(rate.rate.value), rate.multiplier);
+        let mut ends = [0, subject.plain(), rates.len() - 1].map(|s| at(&rates[s])).to_vec();
+        ends.dedup();
+        ends.join(", ")
+    };
+    let main = ["safe", "unsafe", "all"].iter().filter_map(|name| Some((*name, refused.get(*name)?)));
+    let leads: Vec<String> = main
+        .clone()
+        .map(|(name, rates)| format!("{name} prompts refused by wording: {}.", ends(rates)))
+        .collect();
+    let chart = figure(
+        "refusals",
+        "share of prompts refused by wording",
+        main.map(|(name, rates)| curve(name, rates)).collect(),
+    );
+    let judge: Value = done[0].verdict.judged.as_ref().map_or(Value::Null, Judged::results);
+    let results = json!({"layout": set.layout, "prompts": drawn.len(), "refused": refused, "judge": judge});
+    let mut findings = course.findings(&set, done);
+    findings.tables.insert(0, table);
+    findings.lead = leads.join(" ");
+    findings.charts.push(chart);
+    findings.results = results;
+    Ok(findings)
+}
+
+/// The refused share of every group of prompts at every strength.
+fn refused(course: &Course<'_>, round: &Done, prompts: &[SetPrompt]) -> (Table, BTreeMap<String, Vec<Rate>>) {
+    let subject = course.subject;
+    let each = round.answered.each(|text| f64::from(u8::from(refuses(text))));
     let judged = round.verdict.judged.as_ref();
     let shows = |score: u8| f64::from(u8::from(course.rubric.scale().shows(score)));
     let mut table = Table::new(
@@ -355,12 +395,12 @@ pub(super) fn over_refusal(
             ("refused by the judge", Style::Percent),
         ],
     );
-    let (mut series, mut results) = (Vec::new(), BTreeMap::new());
-    for (name, group) in groups(&drawn) {
+    let mut refused = BTreeMap::new();
+    for (name, group) in groups(prompts) {
         let pick = |row: &Vec<f64>| group.iter().map(|&i| row[i]).collect::<Vec<f64>>();
-        let wording = rates(subject, &refused.iter().map(pick).collect::<Vec<_>>());
+        let wording = rates(subject, &each.iter().map(pick).collect::<Vec<_>>());
         for (s, rate) in wording.iter().enumerate() {
-            let scores = judged.map(|judged| {
+            let by_judge = judged.map(|judged| {
                 let own = group.iter().filter_map(|&i| judged.judgments[s][i].score);
                 mean(&own.map(shows).collect::<Vec<_>>(), subject.seed)
             });
@@ -370,32 +410,12 @@ pub(super) fn over_refusal(
                 (group.len() as f64).into(),
                 rate.rate.into(),
                 change_cell(rate),
-                scores.map_or(Cell::Empty, Cell::from),
+                by_judge.map_or(Cell::Empty, Cell::from),
             ]);
         }
-        if ["safe", "unsafe", "all"].contains(&name.as_str()) {
-            series.push(curve(&name, &wording));
-        }
-        results.insert(name, wording);
+        refused.insert(name, wording);
     }
-    let plain = subject.plain();
-    let leads = ["safe", "unsafe", "all"].iter().filter_map(|name| {
-        let rates = results.get(*name)?;
-        let at = |rate: &Rate| format!("{} at {:+}", Style::Percent.write(rate.rate.value), rate.multiplier);
-        let ends = [0, plain, rates.len() - 1].map(|s| at(&rates[s]));
-        let mut ends = ends.to_vec();
-        ends.dedup();
-        Some(format!("{name} prompts refused by wording: {}.", ends.join(", ")))
-    });
-    let lead = leads.collect::<Vec<_>>().join(" ");
-    let judge: Value = judged.map_or(Value::Null, Judged::results);
-    let mut findings = course.findings(&set, done);
-    findings.tables.insert(0, table);
-    findings.lead = lead;
-    findings.charts.push(figure("refusals", "share of prompts refused by wording", series));
-    findings.results =
-        json!({"layout": set.layout, "prompts": drawn.len(), "refused": results, "judge": judge});
-    Ok(findings)
+    (table, refused)
 }
 
 /// The places of prompts by group: safe and unsafe ones (or all), then each category.
