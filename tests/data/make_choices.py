@@ -14,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -93,7 +94,7 @@ def tasks(questions, shown, truths, shots):
             **mmlu,
             "task": f"mmlu_{subject}",
             "description": example["description"].replace("abstract algebra", subject.replace("_", " ")),
-            "custom_dataset": lambda docs=docs, **_: {"test": docs},
+            "custom_dataset": lambda docs=docs, **_: {"test": datasets.Dataset.from_list(docs)},
             "test_split": "test",
             "fewshot_config": {"sampler": "first_n", "samples": [q for q in shown if q["subject"] == subject]},
             "num_fewshot": shots,
@@ -104,7 +105,7 @@ def tasks(questions, shown, truths, shots):
     for name, config in (("mc1", mc1), ("mc2", mc2)):
         for key in ("dataset_path", "dataset_name", "tag", "include", "training_split", "should_decontaminate"):
             config.pop(key, None)
-        config.update(task=name, custom_dataset=lambda **_: {"validation": truths})
+        config.update(task=name, custom_dataset=lambda **_: {"validation": datasets.Dataset.from_list(truths)})
         yield name, "", ConfigurableTask(config=config), truths
 
 
