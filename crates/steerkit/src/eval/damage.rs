@@ -330,7 +330,7 @@ pub(super) fn table(damage: &Damage) -> Table {
         "damage",
         "Damage to the text (KL in nats per token; perplexity under the plain model)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("KL, plain's texts", Style::Plain),
             ("KL, own texts", Style::Plain),
             ("perplexity", Style::Plain),

@@ -146,8 +146,8 @@ fn lead(range: (f64, f64), limits: &DamageLimits, behaviour: &[PreferencePoint])
     }
     format!(
         "Recommended: {} to {}, where the margin is {} and {} nats, within the limits ({limits}).",
-        Style::Signed.write(low),
-        Style::Signed.write(high),
+        Style::Multiplier.write(low),
+        Style::Multiplier.write(high),
         margin(low),
         margin(high)
     )
@@ -158,7 +158,7 @@ fn table(behaviour: &[PreferencePoint], cost: &[DamagePoint], broken: &[Vec<&str
         "dose-response",
         "Behaviour and damage by multiplier (95% bootstrap intervals)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("margin", Style::Signed),
             ("moved right", Style::Percent),
             ("KL, own texts", Style::Plain),

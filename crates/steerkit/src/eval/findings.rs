@@ -63,6 +63,8 @@ pub enum Style {
     Plain,
     /// With a sign.
     Signed,
+    /// A multiplier: with a sign, no digit too many.
+    Multiplier,
     /// A share in per cent.
     Percent,
     /// A difference of shares in percentage points, with a sign.
@@ -109,7 +111,8 @@ impl Style {
             Self::Percent => format!("{:.1}%", 100.0 * x),
             Self::Points => format!("{:+.1}", 100.0 * x),
             Self::Plain => format!("{x:.*}", decimals(x)),
-            Self::Signed if x == 0.0 => "0".into(),
+            Self::Signed | Self::Multiplier if x == 0.0 => "0".into(),
+            Self::Multiplier => format!("{x:+}"),
             Self::Signed => format!("{x:+.*}", decimals(x)),
         }
     }
@@ -239,6 +242,6 @@ mod tests {
             table.markdown(),
             "**A title**\n\n| what | share |\n| --- | ---: |\n| a, b | 50.0% [25.0%, 100.0%] |\n| c\\|d |  |\n"
         );
-        assert_eq!([Style::Signed.write(1.0), Style::Points.write(-0.0312)], ["+1.00", "-3.1"]);
+        assert_eq!([Style::Signed, Style::Multiplier].map(|style| style.write(1.0)), ["+1.00", "+1"]);
     }
 }

@@ -187,7 +187,7 @@ fn points(
 
 fn lead(points: &[LetterPoint], n: usize) -> String {
     let end = |p: &LetterPoint| {
-        format!("{} at {}", Style::Percent.write(p.probability.value), Style::Signed.write(p.multiplier))
+        format!("{} at {}", Style::Percent.write(p.probability.value), Style::Multiplier.write(p.multiplier))
     };
     match (points.first(), points.last()) {
         (Some(first), Some(last)) if points.len() > 1 => {
@@ -209,7 +209,7 @@ fn table(points: &[LetterPoint]) -> Table {
         "letters",
         "Answer letters by multiplier (95% bootstrap intervals over questions)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("P(matching letter)", Style::Percent),
             ("change", Style::Points),
             ("p (sign test)", Style::Plain),

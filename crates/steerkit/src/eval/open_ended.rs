@@ -173,7 +173,7 @@ fn score_table(subject: &Subject<'_>, judged: &Judged, rubric: &Rubric) -> Table
         "scores",
         &title,
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("score", Style::Plain),
             ("change", Style::Signed),
             ("shows it", Style::Percent),
@@ -201,7 +201,7 @@ fn surface_table(points: &[SurfacePoint], behavior: &str) -> Table {
         "without-judge",
         "The same answers without a judge",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("reference margin", Style::Signed),
             ("refusals", Style::Percent),
             (metric.name(), Style::Plain),

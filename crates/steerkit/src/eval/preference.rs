@@ -201,7 +201,7 @@ fn table(measured: &Preference) -> Table {
         "preference",
         "Preference pairs by multiplier (95% bootstrap intervals over pairs)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("margin", Style::Signed),
             ("per token", Style::Signed),
             ("moved right", Style::Percent),

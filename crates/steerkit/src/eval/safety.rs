@@ -238,7 +238,7 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
         "attack-success",
         "Attacks that succeed (95% bootstrap intervals over prompts; changes are paired)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("prompts", Style::Plain),
             ("success by the judge", Style::Percent),
             ("change", Style::Points),
@@ -387,7 +387,7 @@ fn refused(course: &Course<'_>, round: &Done, prompts: &[SetPrompt]) -> (Table, 
         "over-refusal",
         "Prompts refused (95% bootstrap intervals over prompts; changes are paired)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             ("prompts", Style::Plain),
             ("n", Style::Count),
             ("refused by wording", Style::Percent),

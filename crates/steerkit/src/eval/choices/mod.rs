@@ -315,7 +315,11 @@ fn by_group<'a>(answered: &'a [Answered], values: &[f64]) -> Vec<(&'a str, usize
 fn lead(points: &[ChoicePoint], n: usize, truthful: bool) -> String {
     let of = |p: &ChoicePoint| {
         let mass = if truthful { format!(" (MC2 {:.3})", p.mass.value) } else { String::new() };
-        format!("{}{mass} at {}", Style::Percent.write(p.accuracy.value), Style::Signed.write(p.multiplier))
+        format!(
+            "{}{mass} at {}",
+            Style::Percent.write(p.accuracy.value),
+            Style::Multiplier.write(p.multiplier)
+        )
     };
     let name = if truthful { "MC1 accuracy" } else { "Accuracy" };
     format!("{name} over {n} questions: {}.", points.iter().map(of).collect::<Vec<_>>().join(", "))
@@ -327,7 +331,7 @@ fn table(points: &[ChoicePoint], truthful: bool) -> Table {
         "choices",
         "Multiple choice by multiplier (95% bootstrap intervals over questions; changes are paired)",
         &[
-            ("multiplier", Style::Signed),
+            ("multiplier", Style::Multiplier),
             (accuracy, Style::Percent),
             ("change", Style::Points),
             ("p (McNemar)", Style::Plain),
@@ -356,7 +360,8 @@ fn table(points: &[ChoicePoint], truthful: bool) -> Table {
 /// Accuracies of the groups, where there are several.
 fn group_table(subject: &Subject<'_>, answered: &[Answered]) -> Option<Table> {
     let multipliers = subject.multipliers();
-    let heads: Vec<String> = multipliers.iter().map(|&m| format!("at {}", Style::Signed.write(m))).collect();
+    let heads: Vec<String> =
+        multipliers.iter().map(|&m| format!("at {}", Style::Multiplier.write(m))).collect();
     let mut columns = vec![("group", Style::Plain), ("questions", Style::Count)];
     columns.extend(heads.iter().map(|head| (head.as_str(), Style::Percent)));
     let mut table = Table::new("groups", "Accuracy by group", &columns);
