@@ -1,9 +1,11 @@
 //! The decoder: embedding, blocks and output head of a frozen transformer, and the gradient of
 //! log-probabilities with respect to the residual stream. One text for every family and every backend.
 
+mod steered;
+
 use crate::backend::Backend;
 use crate::config::Rope;
-use crate::edit::EditOp;
+use crate::edit::{EditedScores, TextEdits};
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
 use crate::twins::Twins;
 use crate::weights::{LayerWeights, Linear, Weights};
@@ -249,6 +251,10 @@ impl<B: Backend> Engine for Decoder<B> {
         Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
     }
 
+    fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>> {
+        self.score_plans(pack, plans, divergences)
+    }
+
     fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>> {
         let b = &self.backend;
         let twins = Twins::of(runs, self.layers.len());
@@ -371,11 +377,7 @@ impl<B: Backend> Decoder<B> {
         let first = run.cache.len();
         for edit in run.edits.iter().filter(|e| e.layer == layer) {
             for at in edit.positions.within(first..first + rows.len()) {
-                let rows = rows.start + at.start - first..rows.start + at.end - first;
-                match &edit.op {
-                    EditOp::Add(v) => self.backend.add_to_rows(x, rows, v)?,
-                    EditOp::Along { unit_d, shift } => self.backend.shift_rows(x, rows, unit_d, *shift)?,
-                }
+                self.edit_rows(x, rows.start + at.start - first..rows.start + at.end - first, edit)?;
             }
         }
         Ok(())

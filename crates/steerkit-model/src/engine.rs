@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, cpu::Cpu};
 use crate::decoder::Decoder;
+use crate::edit::{EditedScores, TextEdits};
 use crate::weights::Weights;
 use crate::{DecoderConfig, Edit, OpenOptions, Pack, Result};
 use std::any::Any;
@@ -76,6 +77,10 @@ pub(crate) trait Engine: Send + Sync {
 
     /// [`Self::score_from`], and its VJP.
     fn score_from_kept(&self, layer: usize, h_td: &[f32], pack: &Pack) -> Result<(Vec<f32>, Box<Vjp<'_>>)>;
+
+    /// Log-probabilities of the pack's scored tokens under each plan and, when asked for, the divergence from the
+    /// plain model where they are predicted.
+    fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>>;
 
     /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
     /// each text's last token, `[runs, v]`.

@@ -30,7 +30,7 @@ pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
-pub use edit::{Edit, EditOp, Positions, Shift};
+pub use edit::{Edit, EditOp, EditedScores, Positions, Shift, TextEdits};
 #[cfg(feature = "device")]
 pub use engine::CandleDevice;
 pub use engine::DeviceChoice;

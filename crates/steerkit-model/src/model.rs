@@ -1,7 +1,7 @@
 //! A model on the machine it runs on: the one type that everything above the decoder uses.
 
 use crate::chat::ChatTemplate;
-use crate::edit::Edit;
+use crate::edit::{Edit, EditedScores, TextEdits};
 use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
 use crate::lora::{self, LoraChoice, LoraMode};
@@ -220,16 +220,49 @@ impl Model {
         Ok(scores)
     }
 
+    /// Log-probabilities of the pack's scored tokens under each of `plans`, and with `divergences` how far each
+    /// prediction is from the plain model's. Blocks below the first edit run once for all plans. A plan without edits
+    /// gives the bits of [`Self::score`].
+    ///
+    /// # Errors
+    /// Tokens, layers, widths or numbers that the model cannot take; log-probabilities that are not finite.
+    ///
+    /// # Panics
+    /// When a plan with edits has not one list for each text of the pack.
+    pub fn score_edited(
+        &self,
+        pack: &Pack,
+        plans: &[TextEdits],
+        divergences: bool,
+    ) -> Result<Vec<EditedScores>> {
+        self.check_pack(pack)?;
+        let texts = pack.texts().last().map_or(0, |last| last + 1);
+        for plan in plans {
+            assert!(plan.is_empty() || plan.len() == texts, "one list of edits per text");
+            plan.iter().flatten().try_for_each(|edit| self.check_edit(edit))?;
+        }
+        let scores = self.decoder.score_edited(pack, plans, divergences)?;
+        for (plan, scores) in plans.iter().zip(&scores) {
+            match plan.iter().all(Vec::is_empty) {
+                true => self.check_finite("log-probabilities", &scores.logps)?,
+                false => check_numbers("log-probabilities under steering", &scores.logps)?,
+            }
+        }
+        Ok(scores)
+    }
+
+    fn check_edit(&self, edit: &Edit) -> Result<()> {
+        self.check_layer(edit.layer)?;
+        let (v, d_model) = (edit.op.direction(), self.config().d_model);
+        if v.len() != d_model {
+            return Err(ModelError::Width { found: v.len(), d_model });
+        }
+        check_numbers("steering vector", v)
+    }
+
     /// An empty sequence that will be read under `edits`.
     pub fn new_sequence(&self, edits: Vec<Edit>) -> Result<Sequence> {
-        for edit in &edits {
-            self.check_layer(edit.layer)?;
-            let (v, d_model) = (edit.op.direction(), self.config().d_model);
-            if v.len() != d_model {
-                return Err(ModelError::Width { found: v.len(), d_model });
-            }
-            check_numbers("steering vector", v)?;
-        }
+        edits.iter().try_for_each(|edit| self.check_edit(edit))?;
         Ok(Sequence { cache: self.decoder.new_cache(), edits })
     }
 

@@ -35,6 +35,7 @@
 //! ```
 
 pub mod algebra;
+pub mod ask;
 pub mod bench;
 mod checksum;
 pub mod data;
@@ -44,16 +45,19 @@ pub mod eval;
 pub mod extract;
 pub mod files;
 pub mod interop;
+pub mod judge;
 pub mod metrics;
 pub mod objective;
 pub mod operator;
 pub mod optim;
 pub mod plan;
 pub mod recipe;
+pub mod refusal;
 pub mod report;
 pub mod scope;
 pub mod surface;
 pub mod text_stats;
+mod toml_text;
 pub mod train;
 pub mod transfer;
 pub mod vector;

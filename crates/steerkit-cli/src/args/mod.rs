@@ -1,21 +1,29 @@
 //! The command line, as clap reads it. One file per command; shared groups are in [`common`].
 
+mod asking;
 mod bench;
 mod chat;
 mod common;
 mod data;
 mod demo;
+mod eval;
 mod generate;
+mod judge;
 mod model;
 mod train;
 mod vector;
 
+pub(crate) use asking::{AnswerArgs, AskArgs, JudgeArgs};
 pub(crate) use bench::{BenchArgs, BenchDecode, BenchLoad, BenchTarget, BenchTrain};
 pub(crate) use chat::ChatArgs;
 pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
-pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg, LayoutArg};
+pub(crate) use data::{
+    ColumnArgs, DataArgs, DataCheck, DataCommand, DataGenerate, DataImport, FormatArg, LayoutArg,
+};
 pub(crate) use demo::DemoArgs;
+pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
+pub(crate) use judge::{JudgeAgree, JudgeCommand, JudgeCommands, JudgeRubrics, JudgeRun, JudgeSheet};
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
@@ -60,6 +68,8 @@ pub(crate) enum Command {
     Train(TrainArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
+    Eval(EvalArgs),
+    Judge(JudgeCommands),
     Vector(VectorArgs),
     Model(ModelCommands),
     Data(DataArgs),

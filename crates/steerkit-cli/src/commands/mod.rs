@@ -1,11 +1,15 @@
 //! One file per command: what its arguments mean, and what it prints.
 
 mod algebra;
+mod asking;
 mod bench;
 mod chat;
 mod data;
 mod demo;
+mod draft;
+mod eval;
 mod generate;
+mod judge;
 mod model;
 mod prompts;
 mod steering;
@@ -27,6 +31,8 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
         Command::Train(args) => train::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
+        Command::Eval(args) => eval::run(&args, printer),
+        Command::Judge(args) => judge::run(args.command, printer),
         Command::Vector(args) => vector::run(args.command, printer),
         Command::Model(args) => model::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),

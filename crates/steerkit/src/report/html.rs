@@ -55,7 +55,7 @@ pub(super) fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a String takes any text");
 }
 
-fn notes(out: &mut String, notes: &[String]) {
+pub(super) fn notes(out: &mut String, notes: &[String]) {
     if notes.is_empty() {
         return;
     }
@@ -82,12 +82,17 @@ fn facts(out: &mut String, run: &RunFacts) {
         ("Training time", Some(duration(run.seconds))),
         ("Seed", Some(run.seed.to_string())),
     ];
+    let facts = facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    fact_list(out, &facts.collect::<Vec<_>>());
+}
+
+/// Names and values side by side.
+pub(super) fn fact_list(out: &mut String, facts: &[(String, String)]) {
     out.push_str("<dl class=\"facts\">\n");
     for (name, value) in facts {
-        if let Some(value) = value {
-            let class = if name == "Model" { " class=\"wide\"" } else { "" };
-            put(out, format_args!("<div{class}><dt>{name}</dt><dd>{}</dd></div>\n", escape(&value)));
-        }
+        let class = if name == "Model" { " class=\"wide\"" } else { "" };
+        let (name, value) = (escape(name), escape(value));
+        put(out, format_args!("<div{class}><dt>{name}</dt><dd>{value}</dd></div>\n"));
     }
     out.push_str("</dl>\n");
 }

@@ -12,11 +12,13 @@ mod heat_map;
 mod html;
 mod lead;
 mod number;
+mod page;
 mod scale;
 mod transfer;
 
 pub use chart::{Axis, Chart, Point, Reference, Series, Spread};
 pub use heat_map::HeatMap;
+pub use page::{Page, PageTable, Section};
 pub use scale::TickFormat;
 
 use serde::{Deserialize, Serialize};

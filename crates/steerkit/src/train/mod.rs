@@ -20,7 +20,7 @@ pub(crate) mod pass;
 mod run;
 
 pub use encode::{RunData, TokenSet};
-pub use evaluate::EvalPoint;
+pub use evaluate::{EvalPoint, Measured};
 pub use lock::RunLock;
 pub use observer::{Event, Observer};
 pub use order::{Batch, Order};
