@@ -58,8 +58,7 @@ pub struct PageTable {
 impl Page {
     /// The page.
     pub fn html(&self) -> String {
-        let title = escape(&self.title);
-        let mut out = html::head(&title, &escape(&self.kicker), &escape(&self.lead));
+        let mut out = html::head(&self.title, &escape(&self.kicker), &escape(&self.lead));
         html::notes(&mut out, &self.notes);
         html::fact_list(&mut out, &self.facts);
         out.push_str("</header>\n");
