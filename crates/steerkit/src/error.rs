@@ -136,6 +136,13 @@ pub enum SteerError {
         found: f64,
     },
 
+    /// A condition without a threshold.
+    #[error("vector {name:?} has no gate threshold")]
+    NoThreshold {
+        /// The vector.
+        name: String,
+    },
+
     /// Vectors that a file format cannot hold.
     #[error("{path}: {what}")]
     Export {
@@ -264,6 +271,9 @@ impl SteerError {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
             Self::Calibration { .. } => Some("choose another --kl, or more prompts and tokens".into()),
+            Self::NoThreshold { .. } => {
+                Some("name one (VECTOR:0.3), or measure it: steerkit vector gate VECTOR".into())
+            }
             Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
             Self::Export { hint, .. } | Self::Combine { hint, .. } => Some(hint.clone()),
             Self::Multiplier { .. } => Some("give a number such as 1, -1 or 0.5".into()),
@@ -283,6 +293,7 @@ impl SteerError {
             | Self::Recipe { .. }
             | Self::RunExists { .. }
             | Self::ResumeMismatch { .. }
+            | Self::NoThreshold { .. }
             | Self::Combine { .. } => ErrorKind::BadInput,
             Self::Export { .. } | Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,

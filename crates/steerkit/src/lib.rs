@@ -35,6 +35,7 @@
 //! ```
 
 pub mod algebra;
+pub mod baseline;
 pub mod bench;
 mod checksum;
 pub mod data;
@@ -43,6 +44,7 @@ pub mod error;
 pub mod eval;
 pub mod extract;
 pub mod files;
+pub mod gate;
 pub mod interop;
 pub mod metrics;
 pub mod objective;
@@ -53,12 +55,14 @@ pub mod recipe;
 pub mod report;
 pub mod scope;
 pub mod surface;
+pub mod sweep;
 pub mod text_stats;
 pub mod train;
 pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use gate::Gate;
 pub use operator::Operator;
 pub use plan::SteeringPlan;
 pub use scope::{PromptShape, TokenScope};

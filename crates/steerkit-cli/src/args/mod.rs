@@ -7,19 +7,21 @@ mod data;
 mod demo;
 mod generate;
 mod model;
+mod sweep;
 mod train;
 mod vector;
 
 pub(crate) use bench::{BenchArgs, BenchDecode, BenchLoad, BenchTarget, BenchTrain};
 pub(crate) use chat::ChatArgs;
-pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
+pub(crate) use common::{GateSpec, Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
 pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg, LayoutArg};
 pub(crate) use demo::DemoArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
+pub(crate) use sweep::{SweepArgs, SweepCommand};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
-    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert,
+    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorGate,
 };
 
 use clap::{Parser, Subcommand};
@@ -58,6 +60,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Demo(DemoArgs),
     Train(TrainArgs),
+    Sweep(SweepArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Vector(VectorArgs),

@@ -5,10 +5,12 @@ mod bench;
 mod chat;
 mod data;
 mod demo;
+mod gate;
 mod generate;
 mod model;
 mod prompts;
 mod steering;
+mod sweep;
 mod train;
 mod training;
 mod vector;
@@ -24,6 +26,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
     match command {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Train(args) => train::run(&args, printer),
+        Command::Sweep(args) => sweep::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
         Command::Vector(args) => vector::run(args.command, printer),

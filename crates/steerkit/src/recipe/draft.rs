@@ -220,7 +220,7 @@ fn locate(table: &Table<'_>, key: &str) -> Option<Range<usize>> {
 }
 
 /// The candidate most like `word`, if any is alike.
-fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let scored = candidates.iter().map(|c| (strsim::jaro_winkler(word, c), *c));
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.75).map(|(_, c)| c)
 }

@@ -6,10 +6,10 @@
 //! it are shown by name.
 
 mod chart;
-mod escape;
+pub(crate) mod escape;
 mod figures;
 mod heat_map;
-mod html;
+pub(crate) mod html;
 mod lead;
 mod number;
 mod scale;
