@@ -32,7 +32,8 @@ fn a_sweep_prints_its_table_and_its_exit_code_tells_of_failures() {
     }
     let output = steerkit(&["sweep", "merge", "part-1", "--out", "half"], 1);
     assert!(stderr(&output).contains("2 jobs were not run"), "{}", stderr(&output));
-    let merged = last_json(&steerkit(&["sweep", "merge", "part-1", "part-2", "--out", "merged", "--json"], 0));
+    let merged =
+        last_json(&steerkit(&["sweep", "merge", "part-1", "part-2", "--out", "merged", "--json"], 0));
     assert_eq!((&merged["failed"], &merged["valid"]["done"]), (&json!(0), &json!(4)));
     let read = |name: &str| std::fs::read(sandbox.path(name)).unwrap();
     assert_eq!(read("merged/results.json"), read("whole/results.json"));
@@ -53,8 +54,18 @@ fn one_vector_per_layer() {
     let sandbox = Sandbox::new(10);
     let model = tiny_model();
     let args = [
-        "train", "--model", &model, "--data", "pairs.jsonl", "--method", "mean-diff", "--each-layer", "2,0",
-        "--out", "runs/l", "--json",
+        "train",
+        "--model",
+        &model,
+        "--data",
+        "pairs.jsonl",
+        "--method",
+        "mean-diff",
+        "--each-layer",
+        "2,0",
+        "--out",
+        "runs/l",
+        "--json",
     ];
     let runs = json_lines(&run(sandbox.steerkit(&args), 0));
     assert_eq!(runs.iter().map(|r| r["layer"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2]);
@@ -67,8 +78,19 @@ fn a_gate_lets_a_vector_act_on_some_prompts_only() {
     let sandbox = Sandbox::new(10);
     let model = tiny_model();
     let args = [
-        "train", "--model", &model, "--data", "pairs.jsonl", "--method", "mean-diff", "--layer", "1", "--out",
-        "runs/v", "--set", "extract.dose=3",
+        "train",
+        "--model",
+        &model,
+        "--data",
+        "pairs.jsonl",
+        "--method",
+        "mean-diff",
+        "--layer",
+        "1",
+        "--out",
+        "runs/v",
+        "--set",
+        "extract.dose=3",
     ];
     run(sandbox.steerkit(&args), 0);
     let lines = |words: [&str; 4]| words.map(|w| format!("\"{w} {w} {w} {w}\"\n")).concat();

@@ -138,7 +138,8 @@ impl Bootstrap {
             let (x, y) = (0..n).map(|_| rng.random_range(0..n)).fold((0.0, 0.0), sum);
             (y > 0.0).then(|| x / y)
         });
-        let interval = if n < 2 { None } else { ratios.collect::<Option<Vec<_>>>().and_then(|r| self.ends(r)) };
+        let interval =
+            if n < 2 { None } else { ratios.collect::<Option<Vec<_>>>().and_then(|r| self.ends(r)) };
         Some(Estimate { value: of / over, interval })
     }
 

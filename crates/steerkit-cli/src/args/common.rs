@@ -166,7 +166,8 @@ impl FromStr for GateSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let given = text.rsplit_once(':').and_then(|(name, number)| Some((name, number.parse::<f32>().ok()?)));
+        let given =
+            text.rsplit_once(':').and_then(|(name, number)| Some((name, number.parse::<f32>().ok()?)));
         let (vector, threshold) = match given {
             Some((_, t)) if !(-1.0..=1.0).contains(&t) => {
                 return Err(format!("found the threshold {t}, expected a cosine from -1 to 1"));

@@ -8,8 +8,8 @@ use serde::Serialize;
 use steerkit::gate::{self, Gate, Reading, ShapedPrompt};
 use steerkit::vector::{GateCalibration, Provenance};
 use steerkit::{SteeringPlan, SteeringVector, TokenScope, interop};
-use steerkit_model::prompting::{DEFAULT_SYSTEM, Prompting};
 use steerkit_model::Model;
+use steerkit_model::prompting::{DEFAULT_SYSTEM, Prompting};
 
 use super::{prompts, steering, vector};
 use crate::args::{GateSpec, VectorGate};
@@ -111,8 +111,11 @@ pub(crate) fn run(args: &VectorGate, printer: Printer) -> Outcome {
     };
     let out = args.out.clone().unwrap_or(path);
     if out.extension().is_none_or(|e| e != "safetensors") {
-        return Err(Failure::usage(format_args!("{}: only safetensors files keep a threshold", out.display()))
-            .hint("write one: --out NAME.safetensors"));
+        return Err(Failure::usage(format_args!(
+            "{}: only safetensors files keep a threshold",
+            out.display()
+        ))
+        .hint("write one: --out NAME.safetensors"));
     }
     let prompting = steering::prompting(&model, condition.provenance.system_prompt.clone())?;
     let read = |file: &Path| -> Outcome<Vec<ShapedPrompt>> {
@@ -147,7 +150,8 @@ pub(crate) fn run(args: &VectorGate, printer: Printer) -> Outcome {
 /// A condition that is still to be made.
 fn blank(args: &VectorGate, model: &Model, layer: usize) -> Outcome<SteeringVector> {
     let identity = model.identity();
-    let name = Path::new(&args.vector).file_name().map_or("condition".into(), |n| n.to_string_lossy().into_owned());
+    let name =
+        Path::new(&args.vector).file_name().map_or("condition".into(), |n| n.to_string_lossy().into_owned());
     let templated = model.chat_template()?.is_some();
     let scope = args.scope.unwrap_or(if templated { TokenScope::LastUser } else { TokenScope::All });
     Ok(SteeringVector {

@@ -32,12 +32,13 @@ pub(crate) fn run(args: &SweepArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let shard = args.shard.map_or(Shard::default(), |shard| shard.0);
     let mut screen = Screen::new(printer);
-    let results =
-        sweep::run(&spec, &name, &out, shard, &mut open, &mut |news| screen.see(&news), &cancel);
+    let results = sweep::run(&spec, &name, &out, shard, &mut open, &mut |news| screen.see(&news), &cancel);
     drop(screen);
     let results = results.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => Failure::new(ErrorKind::Interrupted, "interrupted; the finished jobs are kept")
-            .hint("the same command goes on where this one stopped"),
+        ErrorKind::Interrupted => {
+            Failure::new(ErrorKind::Interrupted, "interrupted; the finished jobs are kept")
+                .hint("the same command goes on where this one stopped")
+        }
         _ => error.into(),
     })?;
     show(&results, &out, shard.count == 1, printer)

@@ -128,7 +128,10 @@ fn facts(summary: &VectorSummary) -> Vec<(&'static str, String)> {
     push(
         "gate",
         made.gate.as_ref().map(|g| {
-            format!("open from cosine {:.3} (F1 {:.2} on {} and {} prompts)", g.threshold, g.f1, g.positives, g.negatives)
+            format!(
+                "open from cosine {:.3} (F1 {:.2} on {} and {} prompts)",
+                g.threshold, g.f1, g.positives, g.negatives
+            )
         }),
     );
     push("behaviour", made.behaviour.clone());

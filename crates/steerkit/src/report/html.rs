@@ -19,8 +19,18 @@ const POLICY: &str =
 
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {
-    let title = format!("{} on {}", capitalized(&report.run.behavior), report.run.model);
-    let mut out = begin(&title, "Steering vector", &lead(report));
+    let title = escape(&format!("{} on {}", capitalized(&report.run.behavior), report.run.model));
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n\
+         :root{{color-scheme:light dark;--page:#f6f8fa;{LIGHT}}}\n\
+         @media screen and (prefers-color-scheme:dark){{:root{{--page:#0d1014;{DARK}}}}}\n{RULES}{STYLE}</style>\n\
+         </head>\n<body>\n<main>\n<header>\n<p class=\"kicker\">Steering vector</p>\n<h1>{title}</h1>\n\
+         <p class=\"lead\">{}</p>\n",
+        lead(report)
+    );
     notes(&mut out, &report.notes);
     facts(&mut out, &report.run);
     out.push_str("</header>\n");
@@ -29,26 +39,8 @@ pub(super) fn page(report: &Report) -> String {
     damage(&mut out, report);
     training(&mut out, report);
     provenance(&mut out, &report.provenance);
-    out.push_str(END);
+    out.push_str("</main>\n</body>\n</html>\n");
     out
-}
-
-/// The end of a page.
-pub(crate) const END: &str = "</main>\n</body>\n</html>\n";
-
-/// A page up to its header, which is left open. `lead` is HTML.
-pub(crate) fn begin(title: &str, kicker: &str, lead: &str) -> String {
-    let title = escape(title);
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n\
-         :root{{color-scheme:light dark;--page:#f6f8fa;{LIGHT}}}\n\
-         @media screen and (prefers-color-scheme:dark){{:root{{--page:#0d1014;{DARK}}}}}\n{RULES}{STYLE}</style>\n\
-         </head>\n<body>\n<main>\n<header>\n<p class=\"kicker\">{kicker}</p>\n<h1>{title}</h1>\n\
-         <p class=\"lead\">{lead}</p>\n"
-    )
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {

@@ -9,7 +9,7 @@ mod chart;
 pub(crate) mod escape;
 mod figures;
 mod heat_map;
-pub(crate) mod html;
+mod html;
 mod lead;
 mod number;
 mod scale;

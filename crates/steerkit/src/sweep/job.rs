@@ -241,8 +241,9 @@ impl Bench<'_> {
             return Ok(vector);
         }
         let start = if job.recipe.out.join("recipe.toml").exists() { Start::Resume } else { Start::New };
-        let mut train =
-            |start| train_tokens(start, self.model, &job.recipe, self.data, observer, cancel).map(|run| run.vector);
+        let mut train = |start| {
+            train_tokens(start, self.model, &job.recipe, self.data, observer, cancel).map(|run| run.vector)
+        };
         match train(start) {
             Err(SteerError::ResumeMismatch { .. } | SteerError::RunExists { .. }) => train(Start::Overwrite),
             done => done,

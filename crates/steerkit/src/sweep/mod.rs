@@ -8,12 +8,14 @@
 
 mod job;
 mod page;
+mod rows;
 mod spec;
 mod table;
 
 pub use job::{Failed, Measured, Strength, VectorFacts};
+pub use rows::Rows;
 pub use spec::{By, Choose, Job, Measure, Spec, Split};
-pub use table::{Chosen, Contrast, Group, JobRow, Point, Results, Rows, SplitTable};
+pub use table::{Chosen, Contrast, Group, JobRow, Point, Results, SplitTable};
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -137,7 +139,13 @@ pub fn merge(folders: &[PathBuf], out: &Path) -> Result<Results> {
         match &same {
             Some((other, first)) if *first != text => {
                 let expected = format!("that of {}", other.display());
-                return Err(malformed(&path, "sweep", "another sweep", expected, "merge shards of one sweep"));
+                return Err(malformed(
+                    &path,
+                    "sweep",
+                    "another sweep",
+                    expected,
+                    "merge shards of one sweep",
+                ));
             }
             Some(_) => {}
             None => same = Some((path, text)),
@@ -273,7 +281,9 @@ impl Round<'_, '_, '_> {
         let mut broken = Vec::new();
         for &job in jobs {
             let splits = &read[&settings(job, split)];
-            match RunData::of_splits(model, &job.recipe, splits, &mut once) {
+            let data = known_layer(job, model)
+                .and_then(|()| RunData::of_splits(model, &job.recipe, splits, &mut once));
+            match data {
                 Ok(data) => ready.push((job, splits, data)),
                 Err(error) => broken.push((job, error)),
             }
@@ -339,6 +349,17 @@ fn splits(read: &mut Read, job: &Job, split: Split) -> Result<Arc<Splits>> {
     let splits = Arc::new(read_splits(&job.recipe, split == Split::Test)?);
     read.insert(key, Arc::clone(&splits));
     Ok(splits)
+}
+
+/// A layer that is not there fails its own job, and not the pass that all share.
+fn known_layer(job: &Job, model: &Model) -> Result<()> {
+    let n_layers = model.config().n_layers;
+    match job.recipe.layer {
+        LayerChoice::Block(layer) if layer >= n_layers => {
+            Err(ModelError::UnknownLayer { layer, n_layers }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The pairs that a job will run through the blocks above its layer, where that is known.

@@ -1,10 +1,19 @@
 //! `report.html` of a sweep.
 
-use super::table::{Results, Rows};
+use super::rows::Rows;
+use super::table::Results;
 use crate::report::HeatMap;
 use crate::report::escape::escape;
-use crate::report::html::{END, begin};
 use crate::text_stats::Estimate;
+
+/// Nothing may be loaded or run; the colours follow the reader's setting.
+const HEAD: &str = "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+    <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+    <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n<title>Sweep</title>\n<style>\n\
+    :root{color-scheme:light dark}\nbody{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;\
+    padding:0 1rem}\n.scroll{overflow-x:auto}\ntable{border-collapse:collapse;font-variant-numeric:tabular-nums}\n\
+    th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}\n\
+    td:first-child,th:first-child{text-align:left}\n</style>\n</head>\n<body>\n<h1>Sweep</h1>\n";
 
 /// The page: the table, the heat map, what was chosen, how methods compare, what failed.
 pub(super) fn page(results: &Results, map: &HeatMap) -> String {
@@ -19,8 +28,7 @@ pub(super) fn page(results: &Results, map: &HeatMap) -> String {
         counts.join(", "),
         split.name()
     );
-    let mut out = begin("Sweep", "steerkit", &lead);
-    out.push_str("</header>\n<section>\n<h2>Margins</h2>\n");
+    let mut out = format!("{HEAD}<p>{}</p>\n<section>\n<h2>Margins</h2>\n", escape(&lead));
     main_table(&mut out, &rows);
     out.push_str("</section>\n<section>\n<h2>Heat map</h2>\n<figure class=\"scroll\">\n");
     out.push_str(&map.svg());
@@ -28,17 +36,17 @@ pub(super) fn page(results: &Results, map: &HeatMap) -> String {
     chosen(&mut out, results);
     contrasts(&mut out, results);
     if !rows.notes.is_empty() {
-        out.push_str("<section>\n<h2>Failed jobs</h2>\n<ul class=\"notes\">\n");
+        out.push_str("<section>\n<h2>Failed jobs</h2>\n<ul>\n");
         rows.notes.iter().for_each(|note| out.push_str(&format!("<li>{}</li>\n", escape(note))));
         out.push_str("</ul>\n</section>\n");
     }
-    out.push_str(END);
+    out.push_str("</body>\n</html>\n");
     out
 }
 
 fn table(out: &mut String, head: &[String], rows: &[Vec<String>]) {
     let cell = |tag: &str, text: &String| format!("<{tag}>{}</{tag}>", escape(text));
-    out.push_str("<div class=\"panel scroll\"><table>\n<thead><tr>");
+    out.push_str("<div class=\"scroll\"><table>\n<thead><tr>");
     head.iter().for_each(|name| out.push_str(&cell("th", name)));
     out.push_str("</tr></thead>\n<tbody>\n");
     for row in rows {

@@ -14,7 +14,8 @@ use crate::{Result, SteerError};
 /// Most jobs of one sweep.
 const MAX_JOBS: usize = 10_000;
 /// What a job without a vector depends on.
-const PROMPT_KEYS: [&str; 8] = ["model", "lora", "data", "prompt", "precision", "eval", "system-prompt", "icl"];
+const PROMPT_KEYS: [&str; 8] =
+    ["model", "lora", "data", "prompt", "precision", "eval", "system-prompt", "icl"];
 
 /// A sweep: grids of recipes, and what is measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -301,7 +302,8 @@ impl Spec {
             hint: hint.map(str::to_owned),
         };
         let method = table.get("method").map_or("bipo".into(), shown);
-        let icl = settings::<IclSettings>(table.remove("icl")).map_err(|e| fault(format!("icl: {e}"), None))?;
+        let icl =
+            settings::<IclSettings>(table.remove("icl")).map_err(|e| fault(format!("icl: {e}"), None))?;
         let system = settings::<SystemSettings>(table.remove("system-prompt"))
             .map_err(|e| fault(format!("system-prompt: {e}"), None))?;
         let (prompted, vector) = match method.split_once('+') {
@@ -326,7 +328,7 @@ impl Spec {
             }
             None => {
                 let seed = table.get("seed").filter(|_| matches!(baseline, Some(Baseline::Icl(_)))).cloned();
-                table.retain(|key: &String, _| PROMPT_KEYS.contains(&key.as_ref()));
+                table.retain(|key, _| PROMPT_KEYS.contains(&key));
                 table.extend(seed.clone().map(|seed| ("seed".to_owned(), seed)));
                 // No vector, so no layer; a number keeps the recipe from asking for a search.
                 table.insert("layer".into(), Value::Integer(0));
@@ -348,7 +350,9 @@ impl Spec {
 
 /// Runs measure nothing by themselves unless the file says so: the sweep measures them.
 fn quiet(table: &mut Table) {
-    let Value::Table(eval) = table.entry("eval").or_insert_with(|| Value::Table(Table::new())) else { return };
+    let Value::Table(eval) = table.entry("eval").or_insert_with(|| Value::Table(Table::new())) else {
+        return;
+    };
     eval.entry("multipliers").or_insert_with(|| Value::Array(Vec::new()));
     eval.entry("every_epochs").or_insert(Value::Integer(0));
 }

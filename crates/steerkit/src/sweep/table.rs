@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::job::{JobFiles, Measured, Strength};
+use super::rows::{Cell, Rows};
 use super::spec::{By, Choose, Job, Spec, Split};
 use crate::report::HeatMap;
 use crate::text_stats::{Bootstrap, Estimate};
@@ -211,8 +212,7 @@ pub(super) fn results(spec: &Spec, jobs: &[Job], out: &Path) -> Results {
         _ => Vec::new(),
     };
     let among: BTreeSet<String> = chosen.iter().flat_map(|c| c.jobs.iter().cloned()).collect();
-    let test =
-        (spec.report_on == Split::Test).then(|| table(Split::Test, chooses.then_some(&among)));
+    let test = (spec.report_on == Split::Test).then(|| table(Split::Test, chooses.then_some(&among)));
     Results { report_on: spec.report_on, columns, valid, chosen, test }
 }
 
@@ -233,7 +233,7 @@ impl SplitTable {
         };
         *count += 1;
         let vector = measured.as_ref().and_then(|m| m.vector.clone());
-        let points = measured.iter().flat_map(|m| m.points.iter().map(|s| (&m.questions, s)));
+        let points = measured.iter().flat_map(|m| m.points.iter().map(move |s| (&m.questions, s)));
         let points = points.filter_map(|(questions, strength)| {
             let mut margins = ByQuestion::default();
             margins.add(questions, strength);
@@ -322,7 +322,8 @@ fn contrasts(groups: &[Group], against: &str, bootstrap: Bootstrap) -> Vec<Contr
 }
 
 fn comparable(a: &Group, b: &Group) -> bool {
-    let questions = |g: &Group| g.by_question.values().next().map(|m| m.sums.keys().cloned().collect::<Vec<_>>());
+    let questions =
+        |g: &Group| g.by_question.values().next().map(|m| m.sums.keys().cloned().collect::<Vec<_>>());
     questions(a) == questions(b)
 }
 
@@ -471,105 +472,6 @@ impl Results {
         cells.into_iter().for_each(|(row, column, value)| grid[row][column] = Some(value));
         let title = format!("two-sided margin in nats at {at}, {} pairs, by {across}", split.name());
         HeatMap { title, rows, columns, cells: grid }
-    }
-}
-
-/// A table as people read it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rows {
-    /// The pairs that were measured.
-    pub split: Split,
-    /// Names of the columns.
-    pub head: Vec<String>,
-    /// How many columns, from the left, are texts.
-    texts: usize,
-    rows: Vec<Vec<Cell>>,
-    /// What stands below it.
-    pub notes: Vec<String>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Cell {
-    Text(String),
-    Number(Estimate),
-    None,
-}
-
-impl Cell {
-    fn text(&self) -> String {
-        match self {
-            Self::Text(text) => text.clone(),
-            Self::None => "-".into(),
-            Self::Number(e) => match e.interval {
-                Some((low, high)) => format!("{:.2} [{low:.2}, {high:.2}]", e.value),
-                None => format!("{:.2}", e.value),
-            },
-        }
-    }
-}
-
-impl Rows {
-    /// The cells as text.
-    pub fn cells(&self) -> Vec<Vec<String>> {
-        self.rows.iter().map(|row| row.iter().map(Cell::text).collect()).collect()
-    }
-
-    /// Comma-separated values: every number with the ends of its interval.
-    pub fn csv(&self) -> String {
-        let quoted = |text: &str| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text.to_owned(),
-        };
-        let head = self.head.iter().enumerate().flat_map(|(i, name)| match i <= self.texts {
-            true => vec![quoted(name)],
-            false => ["", " low", " high"].map(|end| quoted(&format!("{name}{end}"))).to_vec(),
-        });
-        let mut lines = vec![head.collect::<Vec<_>>().join(",")];
-        for row in &self.rows {
-            let cells = row.iter().flat_map(|cell| match cell {
-                Cell::Text(text) => vec![quoted(text)],
-                Cell::None => vec![String::new(); 3],
-                Cell::Number(e) => {
-                    let (low, high) = e.interval.unzip();
-                    let end = |x: Option<f64>| x.map_or(String::new(), |x| x.to_string());
-                    vec![e.value.to_string(), end(low), end(high)]
-                }
-            });
-            lines.push(cells.collect::<Vec<_>>().join(","));
-        }
-        lines.join("\n") + "\n"
-    }
-
-    /// A Markdown table.
-    pub fn markdown(&self) -> String {
-        let line = |cells: &[String]| {
-            let cells: Vec<String> = cells.iter().map(|c| c.replace('|', "\\|")).collect();
-            format!("| {} |\n", cells.join(" | "))
-        };
-        let mut out = line(&self.head);
-        let rule = (0..self.head.len()).map(|i| if i < self.texts { "---" } else { "---:" }.to_owned());
-        out.push_str(&line(&rule.collect::<Vec<_>>()));
-        self.cells().iter().for_each(|row| out.push_str(&line(row)));
-        self.notes.iter().for_each(|note| out.push_str(&format!("\n{note}\n")));
-        out
-    }
-
-    /// Columns of equal width.
-    pub fn text(&self) -> String {
-        let rows: Vec<Vec<String>> = std::iter::once(self.head.clone()).chain(self.cells()).collect();
-        let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
-        let mut out = String::new();
-        for row in &rows {
-            let cells = row.iter().enumerate().map(|(i, cell)| match i < self.texts {
-                true => format!("{cell:<w$}", w = widths[i]),
-                false => format!("{cell:>w$}", w = widths[i]),
-            });
-            out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-            out.push('\n');
-        }
-        self.notes.iter().for_each(|note| out.push_str(&format!("{note}\n")));
-        out
     }
 }
 

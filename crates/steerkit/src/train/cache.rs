@@ -11,7 +11,11 @@ use super::{
     pass::{Packed, TokenPair, micro_batches, pair_logps},
     prefix::Prefix,
 };
-use crate::{checksum::crc32c, objective::PairLogps, recipe::{Precision, Recipe}};
+use crate::{
+    checksum::crc32c,
+    objective::PairLogps,
+    recipe::{Precision, Recipe},
+};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
@@ -293,12 +297,7 @@ struct Growing {
 }
 
 impl Growing {
-    fn new(
-        request: &CacheRequest<'_>,
-        key: [u8; 32],
-        path: Option<PathBuf>,
-        policy: &CachePolicy,
-    ) -> Self {
+    fn new(request: &CacheRequest<'_>, key: [u8; 32], path: Option<PathBuf>, policy: &CachePolicy) -> Self {
         let d = request.model.config().d_model;
         let keep = PairCache::bytes(request.pairs, d) <= policy.memory;
         let (entries, kept, norms) = (Vec::new(), Vec::new(), Norms::default());

@@ -22,6 +22,7 @@ mod run;
 mod score;
 
 pub use encode::{RunData, TokenSet};
+pub(crate) use encode::{prompting, read_splits};
 pub use evaluate::EvalPoint;
 pub use lock::RunLock;
 pub use observer::{Event, Observer};
@@ -29,7 +30,6 @@ pub use order::{Batch, Order};
 pub use pass::TokenPair;
 pub(crate) use pass::packed_rows;
 pub use prefix::Prefix;
-pub(crate) use encode::{prompting, read_splits};
 pub(crate) use prefix::{Need, used};
 pub(crate) use score::{plain_logps, steered_logps};
 

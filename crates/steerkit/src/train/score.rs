@@ -48,7 +48,8 @@ pub(crate) fn steered_logps(
 ) -> Result<Vec<Vec<PairLogps>>> {
     let policy = CachePolicy { folder: None, prefix: prefix.cloned(), ..CachePolicy::of(recipe) };
     let (precision, micro_batch_rows) = (recipe.precision, recipe.micro_batch_rows);
-    let request = CacheRequest { model, layer, precision, split: "measured", pairs: &pairs, micro_batch_rows };
+    let request =
+        CacheRequest { model, layer, precision, split: "measured", pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, &policy, observer, cancel).map_err(ended)?;
     let prepared = Prepared { model, layer, pairs, scopes, cache, micro_batch_rows };
     let of = |&multiplier: &f32| {
