@@ -184,8 +184,8 @@ def llama_cpp(options, folder, ours):
         rows = []
         # One logits row per call: the last token's.
         for part in [tokens[:n]] + [[t] for t in tokens[n:]]:
-            batch = lib.llama_batch_get_one((ctypes.c_int32 * len(part))(*part), len(part))
-            assert lib.llama_decode(context, batch) == 0
+            ids_of_part = (ctypes.c_int32 * len(part))(*part)  # the batch only points to it
+            assert lib.llama_decode(context, lib.llama_batch_get_one(ids_of_part, len(part))) == 0
             rows.append(np.ctypeslib.as_array(lib.llama_get_logits(context), (size,)).copy())
         lib.llama_free(context)
         return rows
@@ -194,6 +194,7 @@ def llama_cpp(options, folder, ours):
 
 
 def repeng(options, folder):
+    np.float_ = np.float64  # repeng 0.4.0 was written for NumPy 1
     try:
         from repeng import ControlVector
     except ImportError as error:

@@ -237,7 +237,10 @@ impl Bench<'_> {
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<SteeringVector> {
-        if let Ok(vector) = SteeringVector::load(&files.vector()) {
+        let model = Some(&self.model.identity().file_sha256);
+        if let Ok(vector) = SteeringVector::load(&files.vector())
+            && vector.provenance.base_model.as_ref().map(|base| &base.file_sha256) == model
+        {
             return Ok(vector);
         }
         let start = if job.recipe.out.join("recipe.toml").exists() { Start::Resume } else { Start::New };
