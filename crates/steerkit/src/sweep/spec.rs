@@ -333,7 +333,7 @@ impl Spec {
                 // No vector, so no layer; a number keeps the recipe from asking for a search.
                 table.insert("layer".into(), Value::Integer(0));
                 for (key, value) in &mut keys {
-                    if !of_prompts.contains(key) && !(key == "seed" && seed.is_some()) {
+                    if !(of_prompts.contains(key) || key == "seed" && seed.is_some()) {
                         *value = "-".into();
                     }
                 }
