@@ -164,6 +164,12 @@ pub enum SteerError {
     /// Another model could not be asked, or its answers are no measurement.
     #[error(transparent)]
     Ask(Box<AskError>),
+    /// A condition without a threshold.
+    #[error("vector {name:?} has no gate threshold")]
+    NoThreshold {
+        /// The vector.
+        name: String,
+    },
 
     /// Vectors that a file format cannot hold.
     #[error("{path}: {what}")]
@@ -307,6 +313,9 @@ impl SteerError {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
             Self::Calibration { .. } => Some("choose another --kl, or more prompts and tokens".into()),
+            Self::NoThreshold { .. } => {
+                Some("name one (VECTOR:0.3), or measure it: steerkit vector gate VECTOR".into())
+            }
             Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
             Self::Export { hint, .. } | Self::Combine { hint, .. } | Self::Unfit { hint, .. } => {
                 Some(hint.clone())
@@ -329,6 +338,7 @@ impl SteerError {
             | Self::Recipe { .. }
             | Self::RunExists { .. }
             | Self::ResumeMismatch { .. }
+            | Self::NoThreshold { .. }
             | Self::Combine { .. } => ErrorKind::BadInput,
             Self::Export { .. }
             | Self::Multiplier { .. }

@@ -36,6 +36,7 @@
 
 pub mod algebra;
 pub mod ask;
+pub mod baseline;
 pub mod bench;
 mod checksum;
 pub mod data;
@@ -44,6 +45,7 @@ pub mod error;
 pub mod eval;
 pub mod extract;
 pub mod files;
+pub mod gate;
 pub mod interop;
 pub mod judge;
 pub mod metrics;
@@ -56,6 +58,7 @@ pub mod refusal;
 pub mod report;
 pub mod scope;
 pub mod surface;
+pub mod sweep;
 pub mod text_stats;
 mod toml_text;
 pub mod train;
@@ -64,6 +67,7 @@ pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use gate::Gate;
 pub use operator::Operator;
 pub use plan::SteeringPlan;
 pub use scope::{PromptShape, TokenScope};

@@ -177,6 +177,35 @@ impl FromStr for SteerSpec {
     }
 }
 
+/// A condition and the similarity from which on a prompt meets it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GateSpec {
+    /// A file or a name.
+    pub(crate) vector: String,
+    /// The vector's own, unless given.
+    pub(crate) threshold: Option<f32>,
+}
+
+impl FromStr for GateSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let given =
+            text.rsplit_once(':').and_then(|(name, number)| Some((name, number.parse::<f32>().ok()?)));
+        let (vector, threshold) = match given {
+            Some((_, t)) if !(-1.0..=1.0).contains(&t) => {
+                return Err(format!("found the threshold {t}, expected a cosine from -1 to 1"));
+            }
+            Some((vector, threshold)) => (vector, Some(threshold)),
+            None => (text, None),
+        };
+        match vector.is_empty() {
+            true => Err("expected a file or a name".into()),
+            false => Ok(Self { vector: vector.into(), threshold }),
+        }
+    }
+}
+
 /// A finite number that is finite in 32 bits too.
 pub(crate) fn multiplier(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
@@ -246,6 +275,14 @@ fn penalty(text: &str) -> Result<f32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gate_with_and_without_threshold() {
+        let spec = |text: &str| text.parse::<GateSpec>();
+        assert_eq!(spec("a.b:-0.5").unwrap(), GateSpec { vector: "a.b".into(), threshold: Some(-0.5) });
+        assert_eq!(spec("c:/x").unwrap(), GateSpec { vector: "c:/x".into(), threshold: None });
+        assert!(spec("a:2").is_err() && spec(":0.1").is_err() && spec("").is_err() && spec("a:nan").is_err());
+    }
 
     #[test]
     fn a_vector_with_and_without_multiplier() {

@@ -10,13 +10,14 @@ mod eval;
 mod generate;
 mod judge;
 mod model;
+mod sweep;
 mod train;
 mod vector;
 
 pub(crate) use asking::{AnswerArgs, AskArgs, JudgeArgs};
 pub(crate) use bench::{BenchArgs, BenchDecode, BenchLoad, BenchTarget, BenchTrain};
 pub(crate) use chat::ChatArgs;
-pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
+pub(crate) use common::{GateSpec, Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
 pub(crate) use data::{
     ColumnArgs, DataArgs, DataCheck, DataCommand, DataGenerate, DataImport, FormatArg, LayoutArg,
 };
@@ -25,9 +26,11 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use judge::{JudgeAgree, JudgeCommand, JudgeCommands, JudgeRubrics, JudgeRun, JudgeSheet};
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
+pub(crate) use sweep::{SweepArgs, SweepCommand};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
-    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorTransfer,
+    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorGate,
+    VectorTransfer,
 };
 
 use clap::{Parser, Subcommand};
@@ -66,6 +69,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Demo(DemoArgs),
     Train(TrainArgs),
+    Sweep(SweepArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Eval(EvalArgs),

@@ -28,6 +28,8 @@ Examples:
       The paper's settings, with two of them changed.
   steerkit train --model model.gguf --data a.csv --method caa --layer 15
       Another method on the same pairs; docs/methods.md says what each does.
+  steerkit train --model model.gguf --data a.csv --method mean-diff --each-layer 8,12,16 --out runs/layers
+      One vector per layer: runs/layers/layer-8 and so on.
   steerkit train recipes/power.toml --seed 7
   steerkit train --out runs/pairs --resume
       Goes on where an interrupted run stopped, with the recipe in its folder.
@@ -65,6 +67,9 @@ pub(crate) struct TrainArgs {
     /// Block after which the vector is added, counted from 0; auto tries four and keeps the best [default: auto]
     #[arg(long, short, value_name = "N|auto")]
     pub(crate) layer: Option<LayerArg>,
+    /// Make one vector for each of these blocks, in layer-N below the run's folder; one pass of the pairs serves them all
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "layer")]
+    pub(crate) each_layer: Vec<usize>,
     /// Use the first N pairs after a shuffle with the seed
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) limit: Option<usize>,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use steerkit::TokenScope;
 use steerkit::interop::SourceConvention;
 
 use steerkit_model::LoraChoice;
@@ -34,6 +35,7 @@ Examples:
     Compare(VectorCompare),
     Calibrate(VectorCalibrate),
     TransferCheck(VectorTransfer),
+    Gate(VectorGate),
 }
 
 /// Convert a vector file to another program's format
@@ -208,4 +210,40 @@ pub(crate) struct VectorTransfer {
     pub(crate) precision: ModelPrecision,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+}
+
+/// Make a condition for generate --gate, or find its threshold
+///
+/// Takes prompts that should be steered and prompts that should not. With --layer, the condition is the difference of
+/// their mean residual streams there, from every other prompt of each file; the rest decide the threshold. Without
+/// it, VECTOR is a vector that is there, and all prompts decide. The threshold is the cosine with the highest F1, and is
+/// stored in the vector's file.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit vector gate about-work --model smollm2-135m --layer 12 --positive work.jsonl --negative other.jsonl
+      Writes about-work.safetensors.
+  steerkit vector gate runs/formality/vector.safetensors --model smollm2-135m --positive a.jsonl --negative b.jsonl
+  steerkit generate --model smollm2-135m --steer formality=1 --gate about-work --prompt '...'")]
+pub(crate) struct VectorGate {
+    /// A file, or the name of a run; with --layer the name of the new file
+    #[arg(value_name = "VECTOR")]
+    pub(crate) vector: String,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Prompts that meet the condition, one JSON text or object per line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) positive: PathBuf,
+    /// Prompts that do not
+    #[arg(long, value_name = "FILE")]
+    pub(crate) negative: PathBuf,
+    /// Make the condition after this block
+    #[arg(long, short, value_name = "N")]
+    pub(crate) layer: Option<usize>,
+    /// Tokens of the prompt that a new condition looks at [default: last-user, the user's words]
+    #[arg(long, value_name = "SCOPE", requires = "layer")]
+    pub(crate) scope: Option<TokenScope>,
+    /// Write the vector here [default: into its file]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }

@@ -8,11 +8,13 @@ mod data;
 mod demo;
 mod draft;
 mod eval;
+mod gate;
 mod generate;
 mod judge;
 mod model;
 mod prompts;
 mod steering;
+mod sweep;
 mod train;
 mod training;
 mod transfer;
@@ -29,6 +31,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
     match command {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Train(args) => train::run(&args, printer),
+        Command::Sweep(args) => sweep::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
         Command::Eval(args) => eval::run(&args, printer),

@@ -6,7 +6,9 @@ use std::time::Instant;
 use serde::Serialize;
 use steerkit::SteerError;
 use steerkit::recipe::{Draft, Recipe};
-use steerkit::train::{EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens};
+use steerkit::train::{
+    EvalPoint, Event, Order, Outcome as Run, RunData, Start, TokenPair, train_layers, train_tokens,
+};
 use steerkit_model::{LoraChoice, LoraMode, Model, OpenOptions};
 
 use super::training::Watch;
@@ -78,6 +80,16 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
         }
         watch.see(&event);
     };
+    if !args.each_layer.is_empty() {
+        let mut layers = args.each_layer.clone();
+        layers.sort_unstable();
+        layers.dedup();
+        let runs = train_layers(start, &model, &recipe, &layers, &mut observer, &cancel);
+        drop(watch);
+        let runs = runs.map_err(|error| explain(error, &recipe))?;
+        let seconds = began.elapsed().as_secs_f64() / runs.len() as f64;
+        return runs.iter().try_for_each(|run| show(run, &recipe, seconds, estimate_mb, printer));
+    }
     let data = RunData::read(&model, &recipe, &mut observer)?;
     preflight(&recipe, &data, printer);
     let run = train_tokens(start, &model, &recipe, &data, &mut observer, &cancel);

@@ -29,6 +29,11 @@ impl Watch {
         }
     }
 
+    /// One run of many: steps are progress, not lines of their own.
+    pub(crate) fn quiet(printer: Printer) -> Self {
+        Self { first_step: false, ..Self::new(printer) }
+    }
+
     pub(crate) fn see(&mut self, event: &Event<'_>) {
         match event {
             Event::Note(note) => {

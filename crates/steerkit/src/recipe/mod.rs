@@ -8,6 +8,7 @@ mod draft;
 mod method;
 
 pub use draft::Draft;
+pub(crate) use draft::nearest;
 pub use method::Method;
 
 use crate::{
@@ -346,7 +347,7 @@ impl Recipe {
     }
 
     /// Dotted keys and TOML values of everything that decides the result.
-    fn decisive(&self) -> std::collections::BTreeMap<String, String> {
+    pub(crate) fn decisive(&self) -> std::collections::BTreeMap<String, String> {
         let mut flat = std::collections::BTreeMap::new();
         let mut table = toml::Table::try_from(self).expect("a recipe is a table");
         for key in ["out", "cache", "checkpoint"] {

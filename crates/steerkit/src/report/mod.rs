@@ -6,7 +6,7 @@
 //! it are shown by name.
 
 mod chart;
-mod escape;
+pub(crate) mod escape;
 mod figures;
 mod heat_map;
 mod html;

@@ -17,18 +17,31 @@ mod objective_goldens;
 pub(crate) mod observer;
 pub(crate) mod order;
 pub(crate) mod pass;
+mod prefix;
 mod run;
+mod score;
 
 pub use encode::{RunData, TokenSet};
+pub(crate) use encode::{prompting, read_splits};
 pub use evaluate::{EvalPoint, Measured};
 pub use lock::RunLock;
 pub use observer::{Event, Observer};
 pub use order::{Batch, Order};
 pub use pass::TokenPair;
 pub(crate) use pass::packed_rows;
+pub use prefix::Prefix;
+pub(crate) use prefix::{Need, used};
+pub(crate) use score::{plain_logps, steered_logps};
 
-use crate::{Result, recipe::Recipe, vector::SteeringVector};
-use std::{path::PathBuf, sync::atomic::AtomicBool};
+use crate::{
+    Result,
+    recipe::{LayerChoice, Recipe},
+    vector::SteeringVector,
+};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 use steerkit_model::Model;
 
 /// What to do with a run folder that is not empty.
@@ -99,6 +112,30 @@ pub fn train_from(
 ) -> Result<Outcome> {
     let data = RunData::read(model, recipe, observer)?;
     train_tokens(start, model, recipe, &data, observer, cancel)
+}
+
+/// Makes one vector for each of `layers`, each a run of its own in a folder `layer-N` of the recipe's. All layers come
+/// from one pass of the pairs through the blocks below.
+///
+/// # Errors
+/// As [`train_from`].
+pub fn train_layers(
+    start: Start,
+    model: &Model,
+    recipe: &Recipe,
+    layers: &[usize],
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Vec<Outcome>> {
+    let mut data = RunData::read(model, recipe, observer)?;
+    let prefix = Prefix::of_layers(model, recipe, &data, layers, observer, cancel)?;
+    data.prefix = Some(Arc::new(prefix));
+    let run = |&layer: &usize| {
+        let out = recipe.out.join(format!("layer-{layer}"));
+        let recipe = Recipe { layer: LayerChoice::Block(layer), out, ..recipe.clone() };
+        train_tokens(start, model, &recipe, &data, observer, cancel)
+    };
+    layers.iter().map(run).collect()
 }
 
 /// As [`train_from`], on pairs that are tokens already.

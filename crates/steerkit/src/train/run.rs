@@ -209,11 +209,7 @@ impl<'a> Run<'a> {
         order.renumber(&used);
         let pairs: Vec<TokenPair> = used.iter().map(|&i| data.train.pairs[i].clone()).collect();
         let scopes = used.iter().map(|&i| recipe.scope.positions(&data.train.shape(i))).collect();
-        let policy = CachePolicy {
-            folder: if recipe.cache.enabled { cache_folder(recipe) } else { None },
-            memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
-            disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
-        };
+        let policy = CachePolicy { prefix: data.prefix.clone(), ..CachePolicy::of(recipe) };
         let bytes = check_memory(model, layer, recipe, &order, (&pairs, data), &policy)?;
         observer.event(Event::Memory { bytes });
         let train = prepare(model, layer, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
@@ -359,7 +355,10 @@ impl<'a> Run<'a> {
             (None, None) => "train",
         };
         let multipliers = self.recipe.eval.multipliers.clone();
-        let eval = self.measure(split, &multipliers, Phase::Final, observer, cancel)?;
+        let eval = match multipliers.is_empty() {
+            true => Vec::new(),
+            false => self.measure(split, &multipliers, Phase::Final, observer, cancel)?,
+        };
         for point in eval.iter().filter(|p| p.multiplier > 0.0 && p.chosen < 0.0) {
             observer.event(Event::Note(format!(
                 "the chosen responses became less likely at multiplier {} ({:.2} nats on average)",
@@ -582,13 +581,4 @@ fn check_memory(
     let footprint = Footprint { config, layer, cached: in_memory.sum(), read, steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
-}
-
-/// The folder of cached residual streams: the recipe's, else `residuals` below `$STEERKIT_HOME`, else below the
-/// user's cache folder.
-fn cache_folder(recipe: &Recipe) -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let user = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|h| h.join(".cache")));
-    let home = || variable("STEERKIT_HOME").or_else(|| user().map(|c| c.join("steerkit")));
-    recipe.cache.folder.clone().or_else(|| home().map(|h| h.join("residuals")))
 }
