@@ -209,8 +209,8 @@ impl Server {
         });
         // Connections that are left hold the app; they end with the runtime.
         runtime.shutdown_timeout(Duration::from_secs(1));
-        drop(app);
-        if engine.is_finished() {
+        if Arc::into_inner(app).is_some() {
+            // Nobody can send it anything any more: it ends.
             let _ = engine.join();
         }
         Ok(())
