@@ -116,14 +116,12 @@ function profiles(method, path, body, options, response) {
   const name = decodeURIComponent(path.slice('/v1/profiles/'.length));
   if (!options.profiles) return fail(response, 404, 'not found');
   if (method === 'GET' && path === '/v1/profiles') return send(response, 200, { object: 'list', data: [...options.saved.values()] });
-  const target = method === 'POST' ? body.name : name;
-  if (method === 'POST' && options.saved.has(target)) return fail(response, 409, `there is a profile ${target}`, 'name');
   if (method === 'DELETE') {
-    options.saved.delete(target);
+    options.saved.delete(name);
     return send(response, 200, { deleted: true });
   }
-  options.saved.set(target, { name: target, steering: body.steering, user: null, created: 0, updated: 0 });
-  return send(response, 200, options.saved.get(target));
+  options.saved.set(name, { name, steering: body.steering, user: null, created: 0, updated: 0 });
+  return send(response, 200, options.saved.get(name));
 }
 
 async function api(method, path, body, options, response) {

@@ -68,10 +68,10 @@ pageTest('a slider moves by keyboard and by typing, and can be muted and reset',
 
 pageTest('the combined dose is shown, and warned past 0.8', mockOnly, async ({ page }) => {
   await setVector(page, 'wealth-seeking', '2');
-  assert.match(await page.locator('#combined').textContent(), /Combined dose 0\.68/);
+  assert.match(await page.locator('#combined').textContent(), /Total dose 0\.68/);
   assert.equal(await page.locator('#combined .warning').count(), 0);
   await setVector(page, 'formality', '-1.5');
-  assert.match(await page.locator('#combined').textContent(), /Combined dose 0\.82.*tend to break/);
+  assert.match(await page.locator('#combined').textContent(), /Total dose 0\.82.*tend to break/);
 });
 
 pageTest('a reply streams, with the steering that was applied', { context: {} }, async ({ page, mock, vector }) => {
@@ -286,7 +286,7 @@ pageTest('the request is exported and copied', {}, async ({ page, vector }) => {
   assert.equal(body.messages.at(-1).content, PROMPT);
   await checkAxe(page, 'export');
   await page.keyboard.press('Escape');
-  assert.equal(await page.locator('dialog').count(), 0);
+  await page.locator('dialog').waitFor({ state: 'detached' });
 });
 
 for (const colorScheme of ['light', 'dark']) {

@@ -28,7 +28,7 @@ function followEnd(transcript, end) {
 /** Mounts the chat. `choosePrompt(text)` fills the prompt box, `onChange` is told when a reply starts or ends. */
 export function mountChat({ store, transcript, choosePrompt, onChange }) {
   const runs = createRuns(onChange);
-  const end = el('div', { class: 'end' });
+  const end = el('div', { class: 'tail' });
   let turns = [];
   transcript.after(end);
   followEnd(transcript, end);

@@ -34,8 +34,8 @@ export function askKey() {
   return asking;
 }
 
-/** Shows a request as curl, Python and JSON. */
-export function showExport(request) {
+/** Shows a request as curl, Python and JSON, with a note on which request it is. */
+export function showExport(request, note) {
   const hasKey = storedKey() !== null;
   const forms = {
     curl: toCurl(request, location.origin, hasKey),
@@ -55,6 +55,7 @@ export function showExport(request) {
     el('h2', { id: 'export-title' }, 'This request'),
     el('div', { class: 'line' }, el('fieldset', { class: 'choices' }, el('legend', { class: 'hidden' }, 'Form'), ...radios), copy),
     code,
+    note ? el('p', { class: 'soft' }, note) : null,
     hasKey ? el('p', { class: 'soft' }, 'The key is read from the environment variable STEERKIT_API_KEY.') : null,
     el('div', { class: 'line end' }, el('button', { type: 'button', onclick: () => dialog.close() }, 'Close')));
   choose('curl');

@@ -79,7 +79,7 @@ function hideNotice() {
   byId('notice').hidden = true;
 }
 
-/** Reads the models and vectors, then a link if there is one. Sliders of vectors that are still there keep their place. */
+/** Reads models, vectors, a link if there is one, and profiles. Sliders of vectors that are still there keep their place. */
 async function load() {
   try {
     const [models, vectors] = await Promise.all([json('/v1/models'), json('/v1/vectors')]);
@@ -94,6 +94,7 @@ async function load() {
     showModel(store.state.model);
     hideNotice();
     readLink();
+    await profiles.load();
   } catch (error) {
     const again = el('button', { type: 'button', class: 'quiet', onclick: () => load() }, 'Try again');
     showNotice('bad', [el('b', {}, 'The page could not be filled. '), visible(errorText(error))], [again]);
@@ -168,9 +169,11 @@ document.querySelector('[role=tablist]').addEventListener('keydown', ({ key }) =
   if (key === 'ArrowLeft' || key === 'ArrowRight') showView(view === 'chat' ? 'compare' : 'chat', true);
 });
 byId('share').addEventListener('click', () => copyFrom(byId('share'), linkHere()));
-byId('export').addEventListener('click', () => store.state.model && showExport(current().request(prompt.value.trim())));
+byId('export').addEventListener('click', () => {
+  const note = view === 'compare' ? 'This is the +1 column; the others differ in the scale.' : '';
+  if (store.state.model) showExport(current().request(prompt.value.trim()), note);
+});
 addEventListener('hashchange', readLink);
 
 store.update(() => {});
 await load();
-await profiles.load();

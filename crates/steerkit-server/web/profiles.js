@@ -45,10 +45,7 @@ const browserStore = {
 const serverStore = {
   where: 'Kept on the server, for your key.',
   list: async () => readProfiles(await json('/v1/profiles')),
-  async save(profile, known) {
-    const [path, method] = known ? [`/v1/profiles/${profile.name}`, 'PUT'] : ['/v1/profiles', 'POST'];
-    await json(path, { method, body: asStored(profile) });
-  },
+  save: (profile) => json(`/v1/profiles/${profile.name}`, { method: 'PUT', body: asStored(profile) }),
   remove: (name) => json(`/v1/profiles/${name}`, { method: 'DELETE' }),
 };
 
@@ -107,18 +104,21 @@ export function mountProfiles({ store, panel }) {
   async function save() {
     const wanted = name.value.trim().toLowerCase().replace(/\s+/g, '-');
     if (!NAME.test(wanted)) return fail('A name has 1 to 64 of a–z, 0–9, dot, dash and underscore.');
-    const known = profiles.some((profile) => profile.name === wanted);
     const profile = { name: wanted, entries: activeVectors(store.state) };
-    await attempt(async () => backend.save(profile, known), `Profile ${wanted} saved`);
+    await attempt(async () => backend.save(profile), `Profile ${wanted} saved`);
     if (problem.hidden) name.value = '';
   }
 
-  const remove = (profile) => attempt(async () => backend.remove(profile.name), `Profile ${profile.name} deleted`);
+  async function remove(profile) {
+    await attempt(async () => backend.remove(profile.name), `Profile ${profile.name} deleted`);
+    name.focus();
+  }
 
   return {
     async load() {
       try {
         profiles = await serverStore.list();
+        backend = serverStore;
       } catch (error) {
         if (!ABSENT.has(error.status)) fail(errorText(error));
         backend = browserStore;

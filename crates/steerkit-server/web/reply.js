@@ -59,7 +59,7 @@ export class ReplyView {
     this.onRetry = onRetry;
     this.reply = newReply();
     this.#body.append(this.#text);
-    this.node = el('article', { class: 'reply', 'aria-label': label },
+    this.node = el('article', { class: 'reply', 'aria-label': label, tabindex: '-1' },
       this.#head, this.#body, this.#notes, el('footer', {}, this.#stats, this.#buttons));
   }
 
@@ -76,6 +76,7 @@ export class ReplyView {
     this.failure = null;
     this.#show('');
     this.#notes.replaceChildren();
+    if (this.#buttons.contains(document.activeElement)) this.node.focus();
     this.#buttons.replaceChildren();
     this.#stats.textContent = 'waiting';
     this.#dose.textContent = '';
@@ -139,7 +140,7 @@ export class ReplyView {
   }
 
   #shadeButton() {
-    const button = el('button', { type: 'button', class: 'quiet', 'aria-pressed': 'false', onclick: async () => {
+    const button = el('button', { type: 'button', class: 'quiet', 'aria-label': 'Shade tokens', 'aria-pressed': 'false', onclick: async () => {
       if (button.getAttribute('aria-pressed') === 'true') {
         button.setAttribute('aria-pressed', 'false');
         this.#show(visible(this.reply.text));
@@ -147,6 +148,7 @@ export class ReplyView {
       }
       button.disabled = true;
       button.textContent = 'Scoring';
+      announce('Scoring');
       try {
         this.#body.replaceChildren(await shadeReply(this.request, this.reply));
         button.setAttribute('aria-pressed', 'true');
@@ -156,8 +158,8 @@ export class ReplyView {
         announce(errorText(error));
       }
       button.disabled = false;
-      button.textContent = 'Shade tokens';
-    } }, 'Shade tokens');
+      button.textContent = 'Shade';
+    } }, 'Shade');
     return button;
   }
 }

@@ -21,7 +21,7 @@ function origin(vector) {
   ];
   if (vector.operator && vector.operator !== 'add') parts.push(vector.operator);
   if (vector.scope && vector.scope !== 'all') parts.push(`on ${vector.scope}`);
-  if (vector.unit_dose != null) parts.push(`unit dose at ${signed(vector.unit_dose)}`);
+  if (vector.unit_dose != null) parts.push(`unit dose ${signed(vector.unit_dose)}`);
   return parts.filter(Boolean).join(' · ');
 }
 
@@ -85,7 +85,7 @@ export function mountSliders({ store, list, combined, summary, reload }) {
     state.sliders.set(name, { ...state.sliders.get(name), ...values });
   });
 
-  function rebuild(vectors) {
+  function rebuild({ vectors, model }) {
     rows = new Map(vectors.map((vector) => [vector.name, createRow(vector, change)]));
     const filter = el('input', {
       type: 'search', class: 'filter', 'aria-label': 'Filter vectors', placeholder: `Filter ${vectors.length} vectors`,
@@ -95,7 +95,7 @@ export function mountSliders({ store, list, combined, summary, reload }) {
       },
     });
     list.replaceChildren(...(vectors.length >= FILTER_FROM ? [filter] : []), ...[...rows.values()].map((row) => row.node));
-    if (vectors.length === 0) {
+    if (model && vectors.length === 0) {
       list.replaceChildren(el('div', { class: 'empty' },
         el('p', {}, 'The server has no vectors yet. Train one and put it into the folder that it watches:'),
         el('pre', { tabindex: '0' }, 'steerkit train --data pairs.csv\nsteerkit serve --model M --vectors DIR'),
@@ -103,24 +103,29 @@ export function mountSliders({ store, list, combined, summary, reload }) {
     }
   }
 
+  const total = el('b');
+  const track = el('div', { class: 'dose-track', 'aria-hidden': 'true' }, el('span'), el('i'));
+  const remark = el('p');
+  const resetAll = el('button', { type: 'button', class: 'quiet', onclick: () => store.update(({ sliders }) => {
+    for (const name of sliders.keys()) sliders.set(name, { scale: 0, muted: false });
+  }) }, 'Reset all');
+  const again = el('button', { type: 'button', class: 'quiet', 'aria-label': 'Reload vectors', onclick: reload }, 'Reload');
+  track.style.setProperty('--limit', LARGE_DOSE);
+  combined.append(el('div', { class: 'line' }, el('p', {}, 'Total dose ', total), el('div', {}, resetAll, again)), track, remark);
+
   function showCombined(state) {
     const entries = activeVectors(state);
     const sum = combinedDose(state.vectors, entries);
     const large = sum > LARGE_DOSE;
-    const track = el('div', { class: 'dose-track', 'aria-hidden': 'true' }, el('span'), el('i'));
-    track.style.setProperty('--dose', Math.min(1, sum));
-    track.style.setProperty('--limit', LARGE_DOSE);
     combined.hidden = state.vectors.length === 0;
-    combined.className = `combined${large ? ' large' : ''}`;
-    combined.replaceChildren(
-      el('div', { class: 'line' },
-        el('p', {}, 'Combined dose ', el('b', {}, dose(sum))),
-        el('div', {},
-          el('button', { type: 'button', class: 'quiet', disabled: entries.length === 0, onclick: () => resetAll() }, 'Reset all'),
-          el('button', { type: 'button', class: 'quiet', onclick: reload }, 'Reload'))),
-      track,
-      el('p', { class: large ? 'warning' : 'soft' },
-        large ? `Past ${LARGE_DOSE} of the residual stream texts tend to break.` : 'Share of the residual stream’s norm.'));
+    combined.classList.toggle('large', large);
+    total.textContent = dose(sum);
+    track.style.setProperty('--dose', Math.min(1, sum));
+    resetAll.disabled = entries.length === 0;
+    remark.className = large ? 'warning' : 'soft';
+    remark.textContent = large
+      ? `Past ${LARGE_DOSE} of the residual stream texts tend to break.`
+      : 'Share of the residual stream’s norm.';
     if (large && !wasLarge) announce(`Combined dose past ${LARGE_DOSE}: texts tend to break`);
     wasLarge = large;
     const names = entries.slice(0, 2).map(({ name, scale }) => `${name} ${signed(scale)}`);
@@ -128,12 +133,8 @@ export function mountSliders({ store, list, combined, summary, reload }) {
     summary.textContent = names.join(', ') || 'plain model';
   }
 
-  const resetAll = () => store.update(({ sliders }) => {
-    for (const name of sliders.keys()) sliders.set(name, { scale: 0, muted: false });
-  });
-
   store.subscribe((state) => {
-    if (shown !== state.vectors) rebuild(state.vectors);
+    if (shown !== state.vectors) rebuild(state);
     shown = state.vectors;
     for (const [name, row] of rows) row.show(state.sliders.get(name));
     showCombined(state);

@@ -75,7 +75,7 @@ function openPopover(anchor, token) {
   const title = el('h3', { id: 'token-title', tabindex: '-1' }, shown(token.text));
   const close = el('button', { type: 'button', class: 'quiet', 'aria-label': 'Close', onclick: () => node.hidePopover() }, 'Close');
   const node = el('div', { id: 'token-popover', popover: 'auto', role: 'dialog', 'aria-labelledby': 'token-title' },
-    el('header', {}, title, close),
+    el('div', { class: 'line' }, title, close),
     el('p', {}, el('b', { class: token.change > 0 ? 'up' : 'down' }, `${signed(token.change, 2)} nats`),
       ` against the unsteered model: ${percent(token.before)} before, ${percent(token.after)} steered.`),
     el('div', { class: 'tops' },
