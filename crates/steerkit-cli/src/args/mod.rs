@@ -7,6 +7,7 @@ mod data;
 mod demo;
 mod generate;
 mod model;
+mod serve;
 mod train;
 mod vector;
 
@@ -17,6 +18,7 @@ pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, 
 pub(crate) use demo::DemoArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
+pub(crate) use serve::ServeArgs;
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
     VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert,
@@ -60,6 +62,7 @@ pub(crate) enum Command {
     Train(TrainArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
+    Serve(ServeArgs),
     Vector(VectorArgs),
     Model(ModelCommands),
     Data(DataArgs),

@@ -8,6 +8,7 @@ mod demo;
 mod generate;
 mod model;
 mod prompts;
+mod serve;
 mod steering;
 mod train;
 mod training;
@@ -26,6 +27,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
         Command::Train(args) => train::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
+        Command::Serve(args) => serve::run(&args, printer),
         Command::Vector(args) => vector::run(args.command, printer),
         Command::Model(args) => model::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),
