@@ -26,8 +26,23 @@ macro_rules! scripts {
 
 /// What the page loads.
 pub(crate) const ASSETS: &[Asset] = scripts![
-    "api.js", "chat.js", "compare.js", "dialogs.js", "dom.js", "export.js", "main.js", "profiles.js", "reply.js",
-    "runs.js", "settings.js", "share.js", "sliders.js", "starters.js", "state.js", "text.js", "tokens.js",
+    "api.js",
+    "chat.js",
+    "compare.js",
+    "dialogs.js",
+    "dom.js",
+    "export.js",
+    "main.js",
+    "profiles.js",
+    "reply.js",
+    "runs.js",
+    "settings.js",
+    "share.js",
+    "sliders.js",
+    "starters.js",
+    "state.js",
+    "text.js",
+    "tokens.js",
 ];
 
 /// The API's documentation, which reads `/openapi.json`.
