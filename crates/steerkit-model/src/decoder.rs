@@ -288,13 +288,26 @@ impl<B: Backend> Engine for Decoder<B> {
         for run in runs.iter_mut() {
             run.cache.tokens.extend_from_slice(run.tokens);
         }
-        let last = (0..runs.len()).filter_map(|run| rows[twins.source(run, self.layers.len())].as_ref());
-        let last: Vec<usize> = last.map(|rows| rows.end - 1).collect();
-        b.download(&self.logits(&b.select(&x, &last)?)?.0)
+        let wanted = runs.iter().enumerate().filter_map(|(run, cached)| {
+            let rows = rows[twins.source(run, self.layers.len())].as_ref()?;
+            Some(rows.end - cached.wanted..rows.end)
+        });
+        let wanted: Vec<usize> = wanted.flatten().collect();
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        b.download(&self.logits(&b.select(&x, &wanted)?)?.0)
     }
 
     fn new_cache(&self) -> KvCache {
         KvCache::new::<B>(self.layers.iter().map(|_| self.backend.new_cache()).collect())
+    }
+
+    fn cache_prefix(&self, cache: &KvCache, len: usize) -> Result<KvCache> {
+        let layers = cache.stored::<B>().iter().map(|layer| self.backend.cache_prefix(layer, len));
+        let mut prefix = KvCache::new::<B>(layers.collect::<Result<_>>()?);
+        prefix.tokens.extend_from_slice(&cache.tokens[..len]);
+        Ok(prefix)
     }
 }
 

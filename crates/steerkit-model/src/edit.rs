@@ -123,6 +123,14 @@ impl Positions {
         }
     }
 
+    /// Where they begin and end.
+    pub(crate) fn ends(&self) -> Vec<usize> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Ranges(ranges) => ranges.iter().flat_map(|r| [r.start, r.end]).collect(),
+        }
+    }
+
     /// The parts of `span` that they cover, ascending.
     pub(crate) fn within(&self, span: Range<usize>) -> Vec<Range<usize>> {
         let ranges = match self {

@@ -83,10 +83,13 @@ pub(crate) trait Engine: Send + Sync {
     fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>>;
 
     /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
-    /// each text's last token, `[runs, v]`.
+    /// the last [`CachedRun::wanted`] tokens of each, run by run, `[sum of wanted, v]`.
     fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>>;
 
     fn new_cache(&self) -> KvCache;
+
+    /// A copy of the first `len` tokens of a cache.
+    fn cache_prefix(&self, cache: &KvCache, len: usize) -> Result<KvCache>;
 }
 
 /// From `coef` to `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
@@ -103,6 +106,14 @@ pub(crate) struct KvCache {
 impl KvCache {
     pub(crate) fn new<B: Backend>(layers: Vec<B::Cache>) -> Self {
         Self { layers: Box::new(layers), tokens: Vec::new() }
+    }
+
+    /// The keys and values, one entry per block.
+    ///
+    /// # Panics
+    /// When a decoder on another backend made it.
+    pub(crate) fn stored<B: Backend>(&self) -> &[B::Cache] {
+        self.layers.downcast_ref::<Vec<B::Cache>>().expect("a sequence is read by the model that made it")
     }
 
     /// Tokens held.
@@ -122,6 +133,8 @@ pub(crate) struct CachedRun<'a> {
     pub(crate) cache: &'a mut KvCache,
     pub(crate) edits: &'a [Edit],
     pub(crate) tokens: &'a [u32],
+    /// Of how many of its last tokens the logits are wanted.
+    pub(crate) wanted: usize,
 }
 
 /// A decoder where `options` want it.

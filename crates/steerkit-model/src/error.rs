@@ -127,6 +127,10 @@ pub enum ModelError {
         waiting: usize,
     },
 
+    /// A computation for one text panicked: a bug.
+    #[error("internal error: {0}")]
+    Panicked(String),
+
     /// Stopped by the caller.
     #[error("interrupted")]
     Interrupted,
@@ -243,7 +247,9 @@ impl ModelError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::UnknownModel { .. } | Self::OutOfRange { .. } => ErrorKind::Usage,
-            Self::Fetch { .. } | Self::QueueFull { .. } | Self::Device(_) => ErrorKind::Failed,
+            Self::Fetch { .. } | Self::QueueFull { .. } | Self::Device(_) | Self::Panicked(_) => {
+                ErrorKind::Failed
+            }
             Self::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::BadInput,
         }

@@ -35,13 +35,15 @@ pub use edit::{Edit, EditOp, EditedScores, Positions, Shift, TextEdits};
 pub use engine::CandleDevice;
 pub use engine::DeviceChoice;
 pub use error::{ErrorKind, ModelError};
-pub use generate::{Batcher, Completion, Event, Finish, Limits, NewToken, Request, RequestId};
+pub use generate::{
+    Batcher, Completion, Event, Finish, Limits, NewToken, PrefixStats, PromptToken, Request, RequestId,
+};
 pub use load::{Loaded, ModelIdentity, load};
 pub use lora::{LoraChoice, LoraMode};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
-pub use sample::{Choice, Sampler, Sampling};
+pub use sample::{Choice, Sampler, Sampling, TokenLogprob};
 pub use steerkit_kernels::Precision;
 pub use steerkit_kernels::parallel::{self, set_threads, threads};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};

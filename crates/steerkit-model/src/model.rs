@@ -87,6 +87,33 @@ impl Sequence {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The tokens read so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.cache.tokens
+    }
+
+    /// The edits under which it is read.
+    pub(crate) fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// How many of `tokens` the sequence has read from its beginning on, steered there as `edits` would.
+    pub fn shared_with(&self, tokens: &[u32], edits: &[Edit]) -> usize {
+        let alike = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if alike == 0 || self.edits == edits {
+            return alike;
+        }
+        // Edits with positions may agree on a beginning of the text only.
+        let acting = |edits: &[Edit], len: usize| -> Vec<_> {
+            let within = |e: &Edit| (e.layer, e.op.clone(), e.positions.within(0..len));
+            edits.iter().map(within).filter(|(_, _, positions)| !positions.is_empty()).collect()
+        };
+        let agree = |len: usize| acting(&self.edits, len) == acting(edits, len);
+        let ends = self.edits.iter().chain(edits).flat_map(|e| e.positions.ends());
+        let lengths = ends.filter(|&end| end < alike).chain([alike]);
+        lengths.filter(|&len| agree(len)).max().unwrap_or(0)
+    }
 }
 
 /// New tokens of one sequence.
@@ -266,6 +293,20 @@ impl Model {
         Ok(Sequence { cache: self.decoder.new_cache(), edits })
     }
 
+    /// A sequence under `edits` that has read the first `len` tokens of `sequence`; see [`Sequence::shared_with`] for
+    /// how many that may be.
+    ///
+    /// # Errors
+    /// As [`Model::new_sequence`].
+    ///
+    /// # Panics
+    /// When `sequence` has read fewer.
+    pub fn continue_sequence(&self, sequence: &Sequence, len: usize, edits: Vec<Edit>) -> Result<Sequence> {
+        assert!(len <= sequence.len(), "{len} of {} tokens", sequence.len());
+        let fresh = self.new_sequence(edits)?;
+        Ok(Sequence { cache: self.decoder.cache_prefix(&sequence.cache, len)?, ..fresh })
+    }
+
     /// Reads new tokens of several sequences in one batch and gives, for each, the logits after its last token, or
     /// what is wrong with them: one sequence whose numbers overflow does not spoil the others. On the CPU
     /// a sequence's logits do not depend on the others, nor on how its tokens are split over calls; on a device of
@@ -280,16 +321,44 @@ impl Model {
     /// # Panics
     /// When a run has no tokens, or its sequence was made by a model on another kind of device.
     pub fn advance(&self, runs: &mut [Run<'_>]) -> Result<Vec<Result<Vec<f32>>>> {
-        for run in runs.iter() {
+        self.advance_with(runs, &vec![1; runs.len()])
+    }
+
+    /// [`Model::advance`] with the logits after as many of each run's last tokens as `wanted` says, none to all.
+    ///
+    /// # Shapes
+    /// Returns `[wanted, v]` for each run.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    ///
+    /// # Panics
+    /// As [`Model::advance`]; when more are wanted of a run than it has tokens.
+    pub fn advance_with(&self, runs: &mut [Run<'_>], wanted: &[usize]) -> Result<Vec<Result<Vec<f32>>>> {
+        assert_eq!(runs.len(), wanted.len());
+        for (run, &wanted) in runs.iter().zip(wanted) {
             assert!(!run.tokens.is_empty(), "a run has at least one token");
+            assert!(wanted <= run.tokens.len(), "logits of {wanted} of {} tokens", run.tokens.len());
             self.check_tokens(run.tokens, run.sequence.len() + run.tokens.len())?;
         }
         let mut cached: Vec<_> = runs
             .iter_mut()
-            .map(|r| CachedRun { edits: &r.sequence.edits, cache: &mut r.sequence.cache, tokens: r.tokens })
+            .zip(wanted)
+            .map(|(r, &wanted)| {
+                let Run { sequence, tokens } = r;
+                CachedRun { edits: &sequence.edits, cache: &mut sequence.cache, tokens, wanted }
+            })
             .collect();
         let logits = self.decoder.advance(&mut cached)?;
-        let rows: Vec<&[f32]> = logits.chunks_exact(self.config().vocab).collect();
+        let mut rest = logits.as_slice();
+        let rows: Vec<&[f32]> = wanted
+            .iter()
+            .map(|n| {
+                let (rows, after) = rest.split_at(n * self.config().vocab);
+                rest = after;
+                rows
+            })
+            .collect();
         let checked = parallel::map(rows.len(), |i| {
             // Looking through all weights takes long; a steered text most likely went wrong by its vectors.
             match runs[i].sequence.edits.is_empty() {

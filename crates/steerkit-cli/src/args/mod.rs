@@ -11,6 +11,7 @@ mod generate;
 mod judge;
 mod model;
 mod sweep;
+mod serve;
 mod train;
 mod vector;
 
@@ -27,6 +28,7 @@ pub(crate) use generate::GenerateArgs;
 pub(crate) use judge::{JudgeAgree, JudgeCommand, JudgeCommands, JudgeRubrics, JudgeRun, JudgeSheet};
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
 pub(crate) use sweep::{SweepArgs, SweepCommand};
+pub(crate) use serve::ServeArgs;
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
     VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorGate,
@@ -74,6 +76,7 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     Eval(EvalArgs),
     Judge(JudgeCommands),
+    Serve(ServeArgs),
     Vector(VectorArgs),
     Model(ModelCommands),
     Data(DataArgs),

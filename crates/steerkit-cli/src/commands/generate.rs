@@ -163,6 +163,7 @@ fn request(args: &GenerateArgs, prompt: Vec<u32>, edits: Vec<Edit>) -> Request {
         sampling: Sampling::from(&args.sampling),
         max_tokens: args.sampling.max_tokens,
         stop: args.sampling.stop.clone(),
+        ..Request::default()
     }
 }
 

@@ -13,6 +13,7 @@ mod generate;
 mod judge;
 mod model;
 mod prompts;
+mod serve;
 mod steering;
 mod sweep;
 mod train;
@@ -36,6 +37,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
         Command::Chat(args) => chat::run(&args, printer),
         Command::Eval(args) => eval::run(&args, printer),
         Command::Judge(args) => judge::run(args.command, printer),
+        Command::Serve(args) => serve::run(&args, printer),
         Command::Vector(args) => vector::run(args.command, printer),
         Command::Model(args) => model::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),

@@ -153,6 +153,7 @@ impl From<&SamplingArgs> for Sampling {
             min_p: args.min_p.unwrap_or(plain.min_p),
             repetition_penalty: args.repetition_penalty.unwrap_or(plain.repetition_penalty),
             seed: args.seed,
+            ..plain
         }
     }
 }

@@ -88,7 +88,7 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
         drop(watch);
         let runs = runs.map_err(|error| explain(error, &recipe))?;
         let seconds = began.elapsed().as_secs_f64() / runs.len() as f64;
-        return runs.iter().try_for_each(|run| show(run, &recipe, seconds, estimate_mb, printer));
+        return runs.iter().try_for_each(|run| show(run, &recipe, estimate_mb, seconds, printer));
     }
     let data = RunData::read(&model, &recipe, &mut observer)?;
     preflight(&recipe, &data, printer);

@@ -303,6 +303,10 @@ impl Backend for Cpu {
         KeyValues::default()
     }
 
+    fn cache_prefix(&self, cache: &KeyValues, len: usize) -> Result<KeyValues> {
+        Ok(cache.prefix(len))
+    }
+
     fn attention_cached(
         &self,
         qkv: &Tensor,

@@ -376,6 +376,11 @@ impl Backend for Device {
         None
     }
 
+    fn cache_prefix(&self, cache: &Self::Cache, len: usize) -> Result<Self::Cache> {
+        let Some((keys, values)) = cache.as_ref().filter(|_| len > 0) else { return Ok(None) };
+        Ok(Some((keys.narrow(1, 0, len)?, values.narrow(1, 0, len)?)))
+    }
+
     fn attention_cached(
         &self,
         qkv: &Tensor,

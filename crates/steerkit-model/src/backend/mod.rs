@@ -102,6 +102,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ) -> Result<Self::Tensor>;
 
     fn new_cache(&self) -> Self::Cache;
+    /// A copy of the first `len` keys and values of `cache`, which holds as many or more.
+    fn cache_prefix(&self, cache: &Self::Cache, len: usize) -> Result<Self::Cache>;
     /// Appends the keys and values of each text's rows to its cache, then attends over it.
     fn attention_cached(
         &self,

@@ -8,7 +8,8 @@ use toml::{Table, Value};
 
 use crate::baseline::{Baseline, IclSettings, SystemSettings};
 use crate::files::sha256;
-use crate::recipe::{Draft, Recipe, nearest};
+use crate::recipe::{Draft, Recipe};
+use crate::toml_text::nearest;
 use crate::{Result, SteerError};
 
 /// Most jobs of one sweep.
