@@ -159,6 +159,9 @@ impl ApiError {
             }
             ModelError::Panicked(_) | ModelError::Device(_) => Self::internal(error.to_string()),
             ModelError::Interrupted => Self::stopping(),
+            ModelError::NonFinite { place, .. } if place.contains("steering") => {
+                Self::bad("steering", error.to_string()).coded("not_finite")
+            }
             // The weights or the vectors are to blame, not the request.
             ModelError::NonFinite { .. } => Self::internal(error.to_string()).coded("not_finite"),
             _ => Self::bad(param, error.to_string()),

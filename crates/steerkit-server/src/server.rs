@@ -153,7 +153,7 @@ impl Server {
         let capacity = Capacity { batch: options.max_batch, queue: options.max_queue, limits };
         let (engine, thread) = Engine::start(Arc::clone(&model), capacity, Arc::clone(&metrics))?;
         let app = App {
-            id: model.identity().name.clone(),
+            id: id_of(&model.identity().name),
             fingerprint: format!("steerkit-{}", env!("CARGO_PKG_VERSION")),
             token_capacity: options.max_batch * model.config().context,
             model,
@@ -209,8 +209,8 @@ impl Server {
         });
         // Connections that are left hold the app; they end with the runtime.
         runtime.shutdown_timeout(Duration::from_secs(1));
-        drop(app);
-        if engine.is_finished() {
+        if Arc::into_inner(app).is_some() {
+            // Nobody can send it anything any more: it ends.
             let _ = engine.join();
         }
         Ok(())
@@ -316,6 +316,12 @@ fn listen(runtime: &Runtime, options: &Options) -> Result<(TcpListener, SocketAd
         let address = listener.local_addr().map_err(failed)?;
         Ok((listener, address))
     })
+}
+
+/// A model's name as a path and an alias can hold it.
+fn id_of(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    name.chars().take(128).map(plain).collect()
 }
 
 /// Names in Host headers: those allowed, and the one listened on.

@@ -14,6 +14,8 @@ use crate::registry::{self, Snapshot};
 
 /// Scales beyond this are mistakes: vectors are made to be used around 1.
 pub(crate) const MAX_SCALE: f64 = 1000.0;
+/// Times the norm of the residual stream that a vector may be added.
+const MAX_DOSE: f32 = 100.0;
 /// Vectors in one request.
 const MAX_VECTORS: usize = 16;
 /// The field, for errors.
@@ -274,9 +276,23 @@ impl Steering {
                 return Err(ApiError::bad("steering.vectors.layers", message));
             }
         }
+        check_doses(&plan)?;
         let echo = echo(&plan, model, source);
         Ok(Self { plan, echo })
     }
+}
+
+/// A vector so strong that nothing is left of the text is a mistake.
+fn check_doses(plan: &SteeringPlan) -> ApiResult<()> {
+    let doses = plan.doses();
+    let adds = plan.entries().iter().zip(&doses).filter(|(entry, _)| entry.operator == Operator::Add);
+    let mut found = adds.filter_map(|(_, dose)| Some((&dose.name, dose.relative.filter(|&r| r > MAX_DOSE)?)));
+    found.next().map_or(Ok(()), |(name, relative)| {
+        let message = format!(
+            "vector {name:?} would be added at {relative:.0} times the norm of the residual stream, at most {MAX_DOSE} is allowed"
+        );
+        Err(ApiError::bad("steering", message))
+    })
 }
 
 fn uses(part: &Part, layer: usize) -> bool {

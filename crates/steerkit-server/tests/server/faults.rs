@@ -170,19 +170,23 @@ fn steering_that_is_no_sane_number() {
     huge.direction.iter_mut().for_each(|x| *x *= 3e38);
     huge.save(&server.file("huge.safetensors")).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(800));
+    let reply = server.post(CHAT, &steered("Hi", 2, &[("wave", 999.0)]));
+    assert!(reply.message().contains("times the norm of the residual stream"), "{}", reply.text());
     let reply = server.post(CHAT, &steered("Hi", 2, &[("huge", 2.0)]));
     assert_eq!(reply.status, 400, "{}", reply.text());
-    let mut large = vector(5, 2);
-    large.direction.iter_mut().for_each(|x| *x *= 1e38);
-    large.save(&server.file("large.safetensors")).unwrap();
+    // Twice 3e38 in one residual stream is infinite; a vector without a residual norm has no dose to refuse.
+    for (name, layer) in [("upper", 3), ("lower", 2)] {
+        let mut large = vector(5, layer);
+        large.provenance.residual_norm = None;
+        large.direction.iter_mut().for_each(|x| *x *= 3e38);
+        large.save(&server.file(&format!("{name}.safetensors"))).unwrap();
+    }
     std::thread::sleep(std::time::Duration::from_millis(800));
-    let (chunks, done) = server.stream(CHAT, &steered("Hi", 5, &[("large", 1.0)])).all();
+    let both = steered("Hi", 5, &[("upper", 1.0), ("lower", 1.0)]);
+    let (chunks, done) = server.stream(CHAT, &both).all();
     assert!(!done, "a cut stream");
     assert!(chunks.last().unwrap()["error"]["message"].as_str().unwrap().contains("not finite"));
-    assert_eq!(
-        server.post(CHAT, &steered("Hi", 5, &[("large", 1.0)])).error(),
-        (400, Some("steering".to_owned()))
-    );
+    assert_eq!(server.post(CHAT, &both).error(), (400, Some("steering".to_owned())));
     assert_eq!(server.post(CHAT, &chat("Hi", 2)).status, 200);
 }
 

@@ -4,6 +4,6 @@
 
 mod api;
 mod faults;
+mod guide;
 mod load;
-
 mod support;

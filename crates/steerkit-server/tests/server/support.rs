@@ -228,7 +228,6 @@ fn chunk(reader: &mut impl BufRead) -> Option<Vec<u8>> {
 /// The events of a stream as they come.
 pub struct Events {
     reader: BufReader<TcpStream>,
-    pub status: u16,
     text: String,
 }
 
@@ -236,10 +235,9 @@ impl Events {
     fn new(stream: TcpStream) -> Self {
         let mut reader = BufReader::new(stream);
         let (status, headers) = head(&mut reader);
-        if status == 200 {
-            assert!(headers.iter().any(|(n, v)| n == "content-type" && v.starts_with("text/event-stream")));
-        }
-        Self { reader, status, text: String::new() }
+        assert_eq!(status, 200);
+        assert!(headers.iter().any(|(n, v)| n == "content-type" && v.starts_with("text/event-stream")));
+        Self { reader, text: String::new() }
     }
 
     /// Reads to the end: all chunks, and whether the last event was `[DONE]`.
