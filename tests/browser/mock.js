@@ -11,6 +11,8 @@ const WEB = fileURLToPath(new URL('../../crates/steerkit-server/web/', import.me
 const TYPES = { js: 'text/javascript; charset=utf-8', css: 'text/css; charset=utf-8', html: 'text/html; charset=utf-8' };
 const POLICY = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 const MODEL = 'SmolLM2-135M-Instruct';
+/** The token that ends a reply. */
+const END = 2;
 
 /** Vectors of the default mock. */
 export const VECTORS = [
@@ -98,7 +100,7 @@ async function stream(body, chat, options, response) {
     if (i % 4 === 0) response.write(': keep-alive\n\n');
     await pause(options.delay);
   }
-  chunk({ choices: [{ index: 0, ...(chat ? { delta: {} } : { text: '' }), finish_reason: length < 40 ? 'length' : 'stop' }] });
+  chunk({ choices: [{ index: 0, ...(chat ? { delta: {} } : { text: '' }), token_ids: [END], finish_reason: length < 40 ? 'length' : 'stop' }] });
   chunk({ choices: [], usage: { prompt_tokens: 3, completion_tokens: tokens.length, total_tokens: 3 + tokens.length } });
   response.end('data: [DONE]\n\n');
 }

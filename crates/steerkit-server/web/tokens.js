@@ -22,17 +22,30 @@ export function canShade(request, { promptIds, tokenIds, steering }) {
 
 const ranked = (top) => Object.entries(top ?? {}).sort((a, b) => b[1] - a[1]).slice(0, 10);
 
-/** Joins the two scored texts to one list of tokens from `start` on: text, log-probabilities and the likeliest tokens. */
+/** Tokens as text. One that is a part of a character is called `bytes:\xe2`; the last of its parts gets the character. */
+export function tokenTexts(names) {
+  const decoder = new TextDecoder();
+  const encoder = new TextEncoder();
+  return names.map((name) => {
+    const parts = /^bytes:((?:\\x[0-9a-f]{2})+)$/.exec(name)?.[1].slice(2).split('\\x');
+    const bytes = parts ? Uint8Array.from(parts, (hex) => parseInt(hex, 16)) : encoder.encode(name);
+    return decoder.decode(bytes, { stream: true });
+  });
+}
+
+/** Joins the two scored texts to one list of tokens from `start` on: name, text, log-probabilities and the likeliest tokens. */
 export function joinScores(plain, steered, start, length) {
   const arrays = [plain, steered].flatMap((scores) => [scores?.tokens, scores?.token_logprobs, scores?.top_logprobs]);
   if (!arrays.every((array) => Array.isArray(array) && array.length >= start + length)) {
     throw new ApiError('the server did not score every token');
   }
-  return Array.from({ length }, (_, i) => {
+  const names = steered.tokens.slice(start, start + length);
+  const texts = tokenTexts(names);
+  return names.map((name, i) => {
     const at = start + i;
     const [before, after] = [plain.token_logprobs[at], steered.token_logprobs[at]];
     return {
-      text: steered.tokens[at], before, after, change: after - before,
+      name, text: texts[i], before, after, change: after - before,
       topBefore: ranked(plain.top_logprobs[at]), topAfter: ranked(steered.top_logprobs[at]),
     };
   });
@@ -72,14 +85,14 @@ function topTable(caption, top, chosen) {
 /** The popover with a token's change and the likeliest tokens before and after; one at a time. */
 function openPopover(anchor, token) {
   document.getElementById('token-popover')?.hidePopover();
-  const title = el('h3', { id: 'token-title', tabindex: '-1' }, shown(token.text));
+  const title = el('h3', { id: 'token-title', tabindex: '-1' }, shown(token.name));
   const close = el('button', { type: 'button', class: 'quiet', 'aria-label': 'Close', onclick: () => node.hidePopover() }, 'Close');
   const node = el('div', { id: 'token-popover', popover: 'auto', role: 'dialog', 'aria-labelledby': 'token-title' },
     el('div', { class: 'line' }, title, close),
     el('p', {}, el('b', { class: token.change > 0 ? 'up' : 'down' }, `${signed(token.change, 2)} nats`),
       ` against the unsteered model: ${percent(token.before)} before, ${percent(token.after)} steered.`),
     el('div', { class: 'tops' },
-      topTable('Unsteered', token.topBefore, token.text), topTable('Steered', token.topAfter, token.text)));
+      topTable('Unsteered', token.topBefore, token.name), topTable('Steered', token.topAfter, token.name)));
   node.addEventListener('toggle', ({ newState }) => {
     if (newState !== 'closed') return;
     const hadFocus = node.contains(document.activeElement) || document.activeElement === document.body;
@@ -110,7 +123,7 @@ function tokenElement(token, first) {
   const kind = Math.abs(token.change) < NONE ? 'same' : token.change > 0 ? 'up' : 'down';
   const node = el('span', {
     class: `token ${kind}`, role: 'button', tabindex: first ? '0' : '-1', 'aria-haspopup': 'dialog',
-    'aria-label': `${shown(token.text)}, ${signed(token.change, 2)} nats`,
+    'aria-label': `${shown(token.name)}, ${signed(token.change, 2)} nats`,
     onclick: () => openPopover(node, token),
   }, visible(token.text));
   node.style.setProperty('--shade', `${Math.round(strength * 100)}%`);
@@ -138,6 +151,9 @@ const legend = () => el('p', { class: 'legend' },
 /** Scores the reply; returns it as shaded tokens. Throws `ApiError`. */
 export async function shadeReply(request, reply) {
   const tokens = await score(request, reply);
+  // The token that ends a reply has an id but no text.
+  const text = tokens.map((token) => token.text).join('');
+  if (text.length > reply.text.length && text.startsWith(reply.text)) tokens.pop();
   const nodes = tokens.map((token, i) => tokenElement(token, i === 0));
   return el('div', { class: 'shaded' },
     el('div', { role: 'group', 'aria-label': 'Reply, token by token', onkeydown: onKey }, ...nodes), legend());

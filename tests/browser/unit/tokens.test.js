@@ -1,14 +1,18 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { canShade, joinScores } from '../../../crates/steerkit-server/web/tokens.js';
+import { canShade, joinScores, tokenTexts } from '../../../crates/steerkit-server/web/tokens.js';
 
 const scores = (lp) => ({ tokens: ['<s>', 'a', 'b'], token_logprobs: [null, -1, lp], top_logprobs: [null, { a: -1 }, { x: -9, b: lp }] });
 
 test('scores are joined from the first token of the reply on', () => {
   assert.deepEqual(joinScores(scores(-2), scores(-0.5), 2, 1), [{
-    text: 'b', before: -2, after: -0.5, change: 1.5, topBefore: [['b', -2], ['x', -9]], topAfter: [['b', -0.5], ['x', -9]],
+    name: 'b', text: 'b', before: -2, after: -0.5, change: 1.5, topBefore: [['b', -2], ['x', -9]], topAfter: [['b', -0.5], ['x', -9]],
   }]);
+});
+
+test('parts of a character are put together', () => {
+  assert.deepEqual(tokenTexts(['a', 'bytes:\\xf0\\x9f', 'bytes:\\x99\\x82', ' bytes:', 'é']), ['a', '', '🙂', ' bytes:', 'é']);
 });
 
 test('scores that do not cover the reply are refused', () => {
