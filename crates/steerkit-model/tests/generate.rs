@@ -470,7 +470,7 @@ fn a_prompt_is_scored_as_by_the_scoring_pass() {
     let scored = |requests: &[Request], max_batch: usize, prompt_tokens: usize| -> Vec<Vec<PromptToken>> {
         let limits = Limits { prompt_tokens, ..Limits::default() };
         let mut batcher = Batcher::new(model(), max_batch, limits).unwrap();
-        requests.iter().for_each(|r| drop(batcher.submit(r.clone()).unwrap()));
+        requests.iter().for_each(|r| _ = batcher.submit(r.clone()).unwrap());
         let mut all = vec![Vec::new(); requests.len()];
         while !batcher.is_idle() {
             for event in batcher.step().unwrap() {

@@ -32,6 +32,8 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) precision: ModelPrecision,
     #[command(flatten)]
+    pub(crate) device: super::common::DeviceArgs,
+    #[command(flatten)]
     pub(crate) steering: PromptArgs,
     /// Data file or folder, in place of the evaluation's own
     #[arg(long, value_name = "PATH")]

@@ -10,8 +10,8 @@ mod eval;
 mod generate;
 mod judge;
 mod model;
-mod sweep;
 mod serve;
+mod sweep;
 mod train;
 mod vector;
 
@@ -27,8 +27,8 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use judge::{JudgeAgree, JudgeCommand, JudgeCommands, JudgeRubrics, JudgeRun, JudgeSheet};
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
-pub(crate) use sweep::{SweepArgs, SweepCommand};
 pub(crate) use serve::ServeArgs;
+pub(crate) use sweep::{SweepArgs, SweepCommand};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
     VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorGate,

@@ -26,7 +26,12 @@ pub(crate) fn run(args: &EvalArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let vectors =
         args.steering.steer.iter().map(|s| Applied::load(s, &args.steering)).collect::<Outcome<Vec<_>>>()?;
-    let model_args = ModelArgs { model: name.clone(), lora: args.lora.clone(), precision: args.precision };
+    let model_args = ModelArgs {
+        model: name.clone(),
+        lora: args.lora.clone(),
+        precision: args.precision,
+        device: args.device,
+    };
     let model = steering::open(&model_args, 16)?;
     let steerings = steerings(&spec, &vectors, &model, args.steering.force, printer)?;
     let system = steering::system_prompt(&args.steering, &vectors, printer);

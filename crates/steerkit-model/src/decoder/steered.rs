@@ -1,6 +1,6 @@
 //! Scoring packed texts under edits of the residual stream. Blocks below the first edit run once for all plans.
 
-use super::{Context, Decoder, HEAD_ROWS};
+use super::{Context, Decoder, head_rows_at_once};
 use crate::backend::Backend;
 use crate::edit::{Edit, EditOp, EditedScores, TextEdits};
 use crate::{Pack, Result};
@@ -19,7 +19,8 @@ impl<B: Backend> Decoder<B> {
         let context = self.context(pack)?;
         let read = self.read_plans(pack, &context, plans, divergences)?;
         let mut scores = vec![EditedScores::default(); plans.len()];
-        for (rows, targets) in context.scored.chunks(HEAD_ROWS).zip(context.targets.chunks(HEAD_ROWS)) {
+        let part = head_rows_at_once(context.scored.len(), self.config.vocab);
+        for (rows, targets) in context.scored.chunks(part).zip(context.targets.chunks(part)) {
             let logits =
                 |x: &B::Tensor| -> Result<B::Tensor> { Ok(self.logits(&self.backend.select(x, rows)?)?.0) };
             let plain_rv = match divergences {

@@ -200,7 +200,7 @@ fn write(
                 edits: steering.plan.edits(subject.model.config(), &text.shape)?,
                 sampling,
                 max_tokens: spec.max_tokens,
-                stop: Vec::new(),
+                ..Request::default()
             });
         }
     }

@@ -8,7 +8,6 @@ mod draft;
 mod method;
 
 pub use draft::Draft;
-pub(crate) use draft::nearest;
 pub use method::Method;
 
 use crate::{

@@ -266,7 +266,7 @@ fn dose_table(out: &mut String, report: &Report) {
     );
 }
 
-fn answers(out: &mut String, comparisons: &[Comparison], behavior: &str) {
+pub(super) fn answers(out: &mut String, comparisons: &[Comparison], behavior: &str) {
     answers_of(out, "Answers side by side", comparisons, behavior);
 }
 
