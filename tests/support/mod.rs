@@ -52,6 +52,11 @@ pub fn golden_models(folder: &Path) -> Vec<PathBuf> {
     std::iter::once(folder.to_owned()).chain(Some(gguf).filter(|file| file.exists())).collect()
 }
 
+/// Whether the folder's texts are longer than the original context of its LongRoPE.
+pub fn long_context(folder: &Path) -> bool {
+    std::fs::read_to_string(folder.join("golden.json")).unwrap().contains("\"long_context\": true")
+}
+
 /// `family` or `family/model.gguf`, for messages.
 pub fn golden_name(folder: &Path, model: &Path) -> String {
     let name = model.strip_prefix(folder.parent().unwrap()).unwrap();

@@ -14,7 +14,7 @@ use steerkit_kernels::kv::{CachedText, KeyValues, attention_cached};
 use steerkit_kernels::{BlockFormat, Bytes, Matrix, Precision};
 
 const D: usize = 576;
-const MODES: [Precision; 2] = [Precision::F32, Precision::Bf16];
+const MODES: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
 
 fn numbers(n: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);

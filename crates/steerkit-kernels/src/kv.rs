@@ -45,6 +45,29 @@ impl KeyValues {
         self.len == 0
     }
 
+    /// The first `len` keys and values, copied.
+    ///
+    /// # Panics
+    /// When fewer are held.
+    pub fn prefix(&self, len: usize) -> Self {
+        assert!(len <= self.len, "{len} of {} keys", self.len);
+        let width = panel_width(self.isa);
+        // A head's keys lie in panels `[h, width]`: what the last one holds beyond `len` becomes zero again.
+        let panels = len.div_ceil(width);
+        let keys = self.keys.iter().map(|keys| {
+            let panel = keys.len() / self.len.div_ceil(width).max(1);
+            let mut keys = keys[..panels * panel].to_vec();
+            if !len.is_multiple_of(width) {
+                for row in keys[(panels - 1) * panel..].chunks_exact_mut(width) {
+                    row[len % width..].fill(0.0);
+                }
+            }
+            keys
+        });
+        let values = self.values.iter().map(|values| values[..len * width].to_vec());
+        Self { isa: self.isa, len, keys: keys.collect(), values: values.collect() }
+    }
+
     /// Appends the keys and values of rows `q | k | v`.
     pub fn push(&mut self, heads: Heads, qkv: &[f32]) {
         let width = panel_width(self.isa);
@@ -195,6 +218,15 @@ mod tests {
                         let text = CachedText { cache: &cache, rows: (0, to - from) };
                         attention_cached(heads, rows, &[text], &mut out);
                         assert_eq!(out, whole[from * out_width..to * out_width], "{isa:?} {heads:?} {from}");
+                    }
+                    for len in [0, 1, 16, 33, t - 1] {
+                        let mut part = cache.prefix(len);
+                        let rows = &qkv[len * width..];
+                        part.push(heads, rows);
+                        let mut out = vec![f32::NAN; (t - len) * out_width];
+                        let text = CachedText { cache: &part, rows: (0, t - len) };
+                        attention_cached(heads, rows, &[text], &mut out);
+                        assert_eq!(out, whole[len * out_width..], "{isa:?} {heads:?} prefix {len}");
                     }
                 });
             }

@@ -39,6 +39,9 @@ pub enum Precision {
     F32,
     /// Inputs rounded to bf16 (nearest even), f32 accumulation.
     Bf16,
+    /// Inputs rounded to 8 bits with a scale for every 32, integer products with the codes of quantised weights, f32
+    /// between the blocks. Matrices without codes (F32, F16, BF16, MXFP4) and all VJPs are computed as [`F32`](Self::F32).
+    Int8,
 }
 
 /// Texts written at the same time from which on bf16 on tiles is faster than f32 (`cargo bench`, `docs/benchmarks.md`).
@@ -59,6 +62,7 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }

@@ -197,13 +197,37 @@ pub enum RopeScaling {
     },
     /// Divisors per frequency as a file stores them (GGUF `rope_freqs.weight`), `[rotary_dim / 2]`.
     Divisors(Vec<f32>),
-    /// LongRoPE (Ding et al. 2024) within the original context: its short divisors, `[rotary_dim / 2]`.
+    /// LongRoPE (Ding et al. 2024).
     LongRope {
-        /// Divisors per frequency.
-        short: Vec<f32>,
+        /// Divisors per frequency in use, `[rotary_dim / 2]`: the short ones, for texts within the original context,
+        /// unless [`DecoderConfig::use_long_context`] chose the others.
+        divisors: Vec<f32>,
         /// Factor of cosines and sines.
         magnitude: f64,
+        /// What reaches beyond the original context.
+        long: Option<LongContext>,
     },
+}
+
+/// The other half of a LongRoPE.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongContext {
+    /// Divisors per frequency for texts beyond the original context.
+    pub divisors: Vec<f32>,
+    /// The longest text in tokens.
+    pub context: usize,
+}
+
+impl DecoderConfig {
+    /// Computes LongRoPE with its long divisors from now on, for texts of any length, and opens the whole context. False
+    /// where the model has none.
+    pub fn use_long_context(&mut self) -> bool {
+        let RopeScaling::LongRope { divisors, long, .. } = &mut self.rope.scaling else { return false };
+        let Some(LongContext { divisors: others, context }) = long.take() else { return false };
+        *divisors = others;
+        self.context = context;
+        true
+    }
 }
 
 impl Rope {
@@ -213,7 +237,7 @@ impl Rope {
         match &self.scaling {
             RopeScaling::None => base.collect(),
             RopeScaling::Linear(factor) => base.map(|f| f / factor).collect(),
-            RopeScaling::Divisors(d) | RopeScaling::LongRope { short: d, .. } => {
+            RopeScaling::Divisors(d) | RopeScaling::LongRope { divisors: d, .. } => {
                 base.zip(d).map(|(f, &d)| f / f64::from(d)).collect()
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {

@@ -2,10 +2,11 @@
 //! log-probabilities with respect to the residual stream. One text for every family and every backend.
 
 mod projection;
+mod steered;
 
 use crate::backend::Backend;
 use crate::config::Rope;
-use crate::edit::EditOp;
+use crate::edit::{EditedScores, TextEdits};
 use crate::engine::{CachedRun, Engine, KvCache, Vjp};
 use crate::lora::{AdditionGradients, Role};
 use crate::pass::{Gradients, Pass, Start};
@@ -17,12 +18,26 @@ use std::ops::Range;
 use steerkit_kernels::attention::Heads;
 use steerkit_kernels::rope::{Angles, Turn};
 
-/// Rows of the head computed at once when nothing is kept; bounds the memory for logits.
-const HEAD_ROWS: usize = 256;
+/// Logits that are computed at once, unless rows are few.
+const HEAD_NUMBERS: usize = 1 << 25;
+/// Numbers of `gate | up` that a pass keeps for its gradient, 512 MiB; blocks beyond compute theirs again.
+pub(crate) const KEPT_GATES: usize = 1 << 27;
+
+/// Rows of the head in one go, of `n` in all: what bounds the memory for logits, in parts of about the same size.
+pub(crate) fn head_rows_at_once(n: usize, vocab: usize) -> usize {
+    let most = (HEAD_NUMBERS / vocab.max(1)).clamp(64, 256);
+    n.div_ceil(n.div_ceil(most).max(1)).max(1)
+}
+
+/// Blocks, of those that a pass of `t` rows runs through whole, that keep `gate | up` for its gradient where `kept`
+/// numbers of it may be kept.
+pub(crate) fn blocks_with_gates(kept: usize, t: usize, d_ff: usize) -> usize {
+    kept / (t * 2 * d_ff).max(1)
+}
 
 /// A decoder on one backend.
 pub(crate) struct Decoder<B: Backend> {
-    backend: B,
+    pub(crate) backend: B,
     config: DecoderConfig,
     /// The rotary embedding, and that of blocks with a window where it is another one.
     ropes: Vec<Rope>,
@@ -30,6 +45,8 @@ pub(crate) struct Decoder<B: Backend> {
     layers: Vec<Layer<B>>,
     final_norm: B::Gain,
     head: B::Matrix,
+    /// [`KEPT_GATES`], but in a test.
+    pub(crate) kept_gates: usize,
 }
 
 struct Layer<B: Backend> {
@@ -63,12 +80,23 @@ struct Saved<B: Backend> {
     attn_post: Option<Normed<B>>,
     middle: B::Tensor,
     ffn_rstd: Option<B::Tensor>,
-    gate_up: B::Tensor,
+    /// Where there was room.
+    gate_up: Option<B::Tensor>,
     ffn_post: Option<Normed<B>>,
     /// Only the head's rows went on after the attention.
     narrowed: bool,
     /// Inputs of the adapted projections.
     inputs: [Option<B::Tensor>; 4],
+}
+
+/// What a block keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeping {
+    Nothing,
+    /// What its VJP needs, without `gate | up`.
+    Little,
+    /// What its VJP needs.
+    All,
 }
 
 /// Rows that were normalised, and the reciprocal of each one's root mean square.
@@ -96,6 +124,12 @@ struct Changes<B: Backend> {
     adapter: Adapter<B>,
 }
 
+impl<B: Backend> Changes<B> {
+    fn none() -> Self {
+        Self { added: Vec::new(), adapter: Adapter::none() }
+    }
+}
+
 /// What the VJP of log-probabilities needs.
 struct Kept<B: Backend> {
     context: Context<B>,
@@ -105,9 +139,10 @@ struct Kept<B: Backend> {
     added: Vec<usize>,
     adapter: Adapter<B>,
     saved: Vec<Saved<B>>,
-    head_input: B::Tensor,
-    head_rstd: B::Tensor,
-    logits: B::Tensor,
+    /// The gradient of each scored token's log-probability with respect to the row that it is predicted from, in parts
+    /// of `part` rows. It does not depend on the coefficients, so that no logits have to wait for them.
+    slopes: Vec<B::Tensor>,
+    part: usize,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -123,6 +158,7 @@ impl<B: Backend> Decoder<B> {
             layers: layers.collect::<Result<_>>()?,
             final_norm: backend.gain(&final_norm)?,
             head: backend.matrix(&weights.head)?,
+            kept_gates: KEPT_GATES,
             config,
             backend,
         })
@@ -213,13 +249,26 @@ impl<B: Backend> Engine for Decoder<B> {
         let first = pass.first_block();
         let mut saved = Vec::with_capacity(self.layers.len() - first);
         self.head_rows(first, &mut x, &context, &changes, Some(&mut saved))?;
-        let head_input = b.select(&x, &context.scored)?;
-        let (logits, head_rstd) = self.logits(&head_input)?;
-        let logps = b.log_probs(&logits, &context.targets)?;
+        let part = head_rows_at_once(context.scored.len(), self.config.vocab);
+        let (mut logps, mut slopes) = (Vec::with_capacity(context.scored.len()), Vec::new());
+        for (rows, targets) in context.scored.chunks(part).zip(context.targets.chunks(part)) {
+            let rows = b.select(&x, rows)?;
+            let (logits, rstd) = self.logits(&rows)?;
+            logps.extend(b.log_probs(&logits, targets)?);
+            let softcap = self.config.features.logit_softcap;
+            let dlogits = b.log_probs_vjp(logits, targets, &vec![1.0; targets.len()], softcap)?;
+            let dnormed = b.linear_vjp(&dlogits, &self.head)?;
+            let mut slope = b.zeros_like(&rows)?;
+            b.rms_norm_vjp(&rows, &self.final_norm, &rstd, &dnormed, &mut slope)?;
+            slopes.push(slope);
+        }
         let added = changes.added.iter().map(|(layer, _)| *layer).collect();
-        let adapter = changes.adapter;
-        let kept = Kept { context, first, added, adapter, saved, head_input, head_rstd, logits };
+        let kept = Kept { context, first, added, adapter: changes.adapter, saved, slopes, part };
         Ok((logps, Box::new(move |coef| self.vjp(kept, coef))))
+    }
+
+    fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>> {
+        self.score_plans(pack, plans, divergences)
     }
 
     fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>> {
@@ -234,7 +283,8 @@ impl<B: Backend> Engine for Decoder<B> {
             let mut texts: Vec<_> =
                 rows.iter().zip(caches).filter_map(|(rows, cache)| rows.clone().zip(Some(cache))).collect();
             let attend = |qkv: &B::Tensor| b.attention_cached(qkv, layer.heads, &mut texts);
-            self.block(&Adapted { layer, adapter: &[] }, &mut x, &angles, None, false, attend)?;
+            let block = Adapted { layer, adapter: &[] };
+            self.block(&block, &mut x, &angles, None, Keeping::Nothing, attend)?;
             for run in (0..runs.len()).filter(|&run| rows[run].is_none()) {
                 let cache = runs[twins.source(run, l)].cache.layers::<B>()[l].clone();
                 runs[run].cache.layers::<B>()[l] = cache;
@@ -255,13 +305,26 @@ impl<B: Backend> Engine for Decoder<B> {
         for run in runs.iter_mut() {
             run.cache.tokens.extend_from_slice(run.tokens);
         }
-        let last = (0..runs.len()).filter_map(|run| rows[twins.source(run, self.layers.len())].as_ref());
-        let last: Vec<usize> = last.map(|rows| rows.end - 1).collect();
-        b.download(&self.logits(&b.select(&x, &last)?)?.0)
+        let wanted = runs.iter().enumerate().filter_map(|(run, cached)| {
+            let rows = rows[twins.source(run, self.layers.len())].as_ref()?;
+            Some(rows.end - cached.wanted..rows.end)
+        });
+        let wanted: Vec<usize> = wanted.flatten().collect();
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        b.download(&self.logits(&b.select(&x, &wanted)?)?.0)
     }
 
     fn new_cache(&self) -> KvCache {
         KvCache::new::<B>(self.layers.iter().map(|_| self.backend.new_cache()).collect())
+    }
+
+    fn cache_prefix(&self, cache: &KvCache, len: usize) -> Result<KvCache> {
+        let layers = cache.stored::<B>().iter().map(|layer| self.backend.cache_prefix(layer, len));
+        let mut prefix = KvCache::new::<B>(layers.collect::<Result<_>>()?);
+        prefix.tokens.extend_from_slice(&cache.tokens[..len]);
+        Ok(prefix)
     }
 }
 
@@ -280,29 +343,31 @@ impl<B: Backend> Decoder<B> {
 
     /// The gradients of `Σ coef[i] · logps[i]`.
     fn vjp(&self, kept: Kept<B>, coef: &[f32]) -> Result<Gradients> {
-        let (b, context) = (&self.backend, &kept.context);
-        let softcap = self.config.features.logit_softcap;
-        let dlogits = b.log_probs_vjp(kept.logits, &context.targets, coef, softcap)?;
-        let dnormed = b.linear_vjp(&dlogits, &self.head)?;
-        drop(dlogits);
-        let mut dinput = b.upload(&vec![0.0; coef.len() * self.config.d_model], self.config.d_model)?;
-        b.rms_norm_vjp(&kept.head_input, &self.final_norm, &kept.head_rstd, &dnormed, &mut dinput)?;
-        let mut dx = b.select_vjp(&dinput, &context.scored, context.head_rows.len())?;
-        if kept.saved.is_empty() {
+        let Kept { context, first, added, adapter, saved, slopes, part } = kept;
+        let b = &self.backend;
+        let mut dx =
+            b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?;
+        for ((mut slope, coef), rows) in
+            slopes.into_iter().zip(coef.chunks(part)).zip(context.scored.chunks(part))
+        {
+            b.scale_rows(&mut slope, coef)?;
+            b.add(&mut dx, &b.select_vjp(&slope, rows, context.head_rows.len())?)?;
+        }
+        if saved.is_empty() {
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
-        let mut added_td = Vec::with_capacity(kept.added.len());
-        let mut adapter: Vec<Option<LowRankGradient>> = vec![None; 4 * self.layers.len()];
-        for (l, saved) in (kept.first..self.layers.len()).zip(kept.saved).rev() {
-            if kept.added.contains(&l) {
-                let narrowed = saved.narrowed.then(|| b.select_vjp(&dx, &context.head_rows, context.t));
-                added_td.push(b.download(narrowed.transpose()?.as_ref().unwrap_or(&dx))?);
+        let mut added_td = Vec::with_capacity(added.len());
+        let mut gradients: Vec<Option<LowRankGradient>> = vec![None; 4 * self.layers.len()];
+        for (l, saved) in (first..self.layers.len()).zip(saved).rev() {
+            if added.contains(&l) {
+                let whole = saved.narrowed.then(|| b.select_vjp(&dx, &context.head_rows, context.t));
+                added_td.push(b.download(whole.transpose()?.as_ref().unwrap_or(&dx))?);
             }
-            let block = Adapted { layer: &self.layers[l], adapter: kept.adapter.block(l) };
-            dx = self.block_vjp(&block, saved, context, dx, &mut adapter[4 * l..4 * l + 4])?;
+            let block = Adapted { layer: &self.layers[l], adapter: adapter.block(l) };
+            dx = self.block_vjp(&block, saved, &context, dx, &mut gradients[4 * l..4 * l + 4])?;
         }
         added_td.reverse();
-        Ok(Gradients { start_td: b.download(&dx)?, added_td, adapter: AdditionGradients(adapter) })
+        Ok(Gradients { start_td: b.download(&dx)?, added_td, adapter: AdditionGradients(gradients) })
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {
@@ -362,11 +427,7 @@ impl<B: Backend> Decoder<B> {
         let first = run.cache.len();
         for edit in run.edits.iter().filter(|e| e.layer == layer) {
             for at in edit.positions.within(first..first + rows.len()) {
-                let rows = rows.start + at.start - first..rows.start + at.end - first;
-                match &edit.op {
-                    EditOp::Add(v) => self.backend.add_to_rows(x, rows, v)?,
-                    EditOp::Along { unit_d, shift } => self.backend.shift_rows(x, rows, unit_d, *shift)?,
-                }
+                self.edit_rows(x, rows.start + at.start - first..rows.start + at.end - first, edit)?;
             }
         }
         Ok(())
@@ -376,7 +437,8 @@ impl<B: Backend> Decoder<B> {
     fn blocks(&self, range: Range<usize>, x: &mut B::Tensor, context: &Context<B>) -> Result<()> {
         for layer in &self.layers[range] {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
-            self.block(&Adapted { layer, adapter: &[] }, x, &context.angles, None, false, attend)?;
+            let block = Adapted { layer, adapter: &[] };
+            self.block(&block, x, &context.angles, None, Keeping::Nothing, attend)?;
         }
         Ok(())
     }
@@ -394,11 +456,17 @@ impl<B: Backend> Decoder<B> {
         if first == self.layers.len() {
             *x = self.backend.select(x, &context.head_rows)?;
         }
+        let with_gates = blocks_with_gates(self.kept_gates, context.t, self.config.d_ff);
         for (l, layer) in self.layers.iter().enumerate().skip(first) {
             let attend = |qkv: &B::Tensor| self.backend.attention(qkv, layer.heads, &context.runs);
             let narrow = (l + 1 == self.layers.len()).then_some(&context.head_rows[..]);
+            let keeping = match keep {
+                None => Keeping::Nothing,
+                Some(_) if narrow.is_some() || l - first < with_gates => Keeping::All,
+                Some(_) => Keeping::Little,
+            };
             let block = Adapted { layer, adapter: changes.adapter.block(l) };
-            let saved = self.block(&block, x, &context.angles, narrow, keep.is_some(), attend)?;
+            let saved = self.block(&block, x, &context.angles, narrow, keeping, attend)?;
             if let Some(keep) = keep.as_mut() {
                 keep.extend(saved);
             }
@@ -418,10 +486,11 @@ impl<B: Backend> Decoder<B> {
         x: &mut B::Tensor,
         angles: &[B::Angles],
         narrow: Option<&[usize]>,
-        keep: bool,
+        keeping: Keeping,
         attend: impl FnOnce(&B::Tensor) -> Result<B::Tensor>,
     ) -> Result<Option<Saved<B>>> {
         let (b, &Adapted { layer, adapter }) = (&self.backend, block);
+        let keep = keeping != Keeping::Nothing;
         let input = keep.then(|| b.copy(x)).transpose()?;
         let (normed, attn_rstd) = self.norm_before(x, layer.attn_norm.as_ref())?;
         let mut qkv = self.project(&normed, &layer.qkv, adapter, Role::Qkv)?;
@@ -434,23 +503,26 @@ impl<B: Backend> Decoder<B> {
             b.rope(&mut qkv, layer.heads, &angles[rope], Turn::Forward)?;
         }
         let mut attended = attend(&qkv)?;
+        let qkv = keep.then_some(qkv);
         if let Some(rows) = narrow {
             attended = b.select(&attended, rows)?;
             *x = b.select(x, rows)?;
         }
         let out = self.project(&attended, &layer.attn_out, adapter, Role::AttnOut)?;
         let attn_out_input = self.kept_input(attended, keep, adapter, Role::AttnOut);
-        let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?;
+        let attn_post = self.add_out(x, out, layer.attn_post_norm.as_ref())?.filter(|_| keep);
 
         let middle = keep.then(|| b.copy(x)).transpose()?;
         let (normed, ffn_rstd) = self.norm_before(x, layer.ffn_norm.as_ref())?;
         let gate_up = self.project(&normed, &layer.gate_up, adapter, Role::GateUp)?;
         let gate_up_input = self.kept_input(normed, keep, adapter, Role::GateUp);
         let gated = b.gated(self.config.features.activation, &gate_up)?;
+        let gate_up = (keeping == Keeping::All).then_some(gate_up);
         let out = self.project(&gated, &layer.down, adapter, Role::Down)?;
         let down_input = self.kept_input(gated, keep, adapter, Role::Down);
         let ffn_post = self.add_out(x, out, layer.ffn_post_norm.as_ref())?;
-        Ok(input.zip(middle).map(|(input, middle)| Saved {
+        let inputs = input.zip(qkv).zip(middle);
+        Ok(inputs.map(|((input, qkv), middle)| Saved {
             input,
             attn_rstd,
             raw_qkv,
@@ -549,9 +621,19 @@ impl<B: Backend> Decoder<B> {
             self.project_vjp(dy, w, block.adapter, role, saved.inputs[role as usize].as_ref(), gradients)
         };
         let dout = self.add_out_vjp(&dx, layer.ffn_post_norm.as_ref(), saved.ffn_post)?;
+        let gate_up = match saved.gate_up {
+            Some(gate_up) => gate_up,
+            None => {
+                let (normed, _) = self.norm_before(&saved.middle, layer.ffn_norm.as_ref())?;
+                self.project(&normed, &layer.gate_up, block.adapter, Role::GateUp)?
+            }
+        };
         let dgated = project_vjp(dout.as_ref().unwrap_or(&dx), &layer.down, Role::Down)?;
-        let dgate_up = b.gated_vjp(self.config.features.activation, saved.gate_up, &dgated)?;
+        drop(dout);
+        let dgate_up = b.gated_vjp(self.config.features.activation, gate_up, &dgated)?;
+        drop(dgated);
         let dnormed = project_vjp(&dgate_up, &layer.gate_up, Role::GateUp)?;
+        drop(dgate_up);
         let norm = layer.ffn_norm.as_ref().zip(saved.ffn_rstd.as_ref());
         self.norm_before_vjp(&saved.middle, norm, &dnormed, &mut dx)?;
 
@@ -561,7 +643,9 @@ impl<B: Backend> Decoder<B> {
             dattended = b.select_vjp(&dattended, &context.head_rows, context.t)?;
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
+        drop(dout);
         let mut dqkv = b.attention_vjp(&saved.qkv, layer.heads, &context.runs, &dattended)?;
+        drop(dattended);
         if let Some(rope) = layer.rope {
             b.rope(&mut dqkv, layer.heads, &context.angles[rope], Turn::Back)?;
         }
@@ -579,7 +663,8 @@ impl<B: Backend> Decoder<B> {
     /// Log-probabilities of the scored tokens from the head's rows of the last block's output, some at a time.
     fn head_log_probs(&self, x: &B::Tensor, context: &Context<B>) -> Result<Vec<f32>> {
         let mut logps = Vec::with_capacity(context.scored.len());
-        for (rows, targets) in context.scored.chunks(HEAD_ROWS).zip(context.targets.chunks(HEAD_ROWS)) {
+        let part = head_rows_at_once(context.scored.len(), self.config.vocab);
+        for (rows, targets) in context.scored.chunks(part).zip(context.targets.chunks(part)) {
             let rows = self.backend.select(x, rows)?;
             logps.extend(self.backend.log_probs(&self.logits(&rows)?.0, targets)?);
         }

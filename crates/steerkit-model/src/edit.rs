@@ -21,6 +21,18 @@ impl Edit {
     }
 }
 
+/// Edits of the texts of a pack: one list per text, in the order of their first rows. Empty for the plain model.
+pub type TextEdits = Vec<Vec<Edit>>;
+
+/// What a pack's scored tokens get under one plan.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EditedScores {
+    /// Log-probability of each scored token, in the pack's order, in nats.
+    pub logps: Vec<f32>,
+    /// KL(steered || plain) in nats of the prediction of each scored token; empty unless asked for.
+    pub divergences: Vec<f64>,
+}
+
 /// What an edit does to a row `h` of the residual stream.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -108,6 +120,14 @@ impl Positions {
         match self {
             Self::All => true,
             Self::Ranges(ranges) => ranges.iter().any(|r| r.contains(&at)),
+        }
+    }
+
+    /// Where they begin and end.
+    pub(crate) fn ends(&self) -> Vec<usize> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Ranges(ranges) => ranges.iter().flat_map(|r| [r.start, r.end]).collect(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, cpu::Cpu};
 use crate::decoder::Decoder;
+use crate::edit::{EditedScores, TextEdits};
 use crate::pass::{Gradients, Pass};
 use crate::weights::Weights;
 use crate::{DecoderConfig, Edit, OpenOptions, Pack, Result};
@@ -30,6 +31,35 @@ pub enum CandleDevice {
     Metal(usize),
 }
 
+impl std::str::FromStr for DeviceChoice {
+    type Err = String;
+
+    /// `cpu`, `cuda[:N]` or `metal[:N]`, and `candle-cpu`, the tensor library on the CPU; an error for what this build has
+    /// no support for.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (name, number) = text.split_once(':').unwrap_or((text, "0"));
+        let number = number.parse::<usize>().map_err(|_| format!("expected a number after {name}:"));
+        let without = |feature: &str| {
+            Err(format!(
+                "this build has no support for {name}: build it with `cargo build --release --features {feature}`"
+            ))
+        };
+        match name {
+            "cpu" if text == name => Ok(Self::Cpu),
+            #[cfg(feature = "device")]
+            "candle-cpu" if text == name => Ok(Self::Candle(CandleDevice::Cpu)),
+            #[cfg(not(feature = "device"))]
+            "candle-cpu" if text == name => without("device"),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Self::Candle(CandleDevice::Cuda(number?))),
+            #[cfg(feature = "metal")]
+            "metal" => Ok(Self::Candle(CandleDevice::Metal(number?))),
+            "cuda" | "metal" => number.and_then(|_| without(name)),
+            _ => Err("expected cpu, cuda, cuda:N, metal or metal:N".into()),
+        }
+    }
+}
+
 /// A [`Decoder`] on some backend.
 pub(crate) trait Engine: Send + Sync {
     fn config(&self) -> &DecoderConfig;
@@ -46,11 +76,18 @@ pub(crate) trait Engine: Send + Sync {
     /// [`Self::score`], and its VJP.
     fn score_kept(&self, pass: &Pass<'_>) -> Result<(Vec<f32>, Box<Vjp<'_>>)>;
 
+    /// Log-probabilities of the pack's scored tokens under each plan and, when asked for, the divergence from the
+    /// plain model where they are predicted.
+    fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>>;
+
     /// Feeds new tokens of several texts through the model, extends their caches, and gives the logits after
-    /// each text's last token, `[runs, v]`.
+    /// the last [`CachedRun::wanted`] tokens of each, run by run, `[sum of wanted, v]`.
     fn advance(&self, runs: &mut [CachedRun<'_>]) -> Result<Vec<f32>>;
 
     fn new_cache(&self) -> KvCache;
+
+    /// A copy of the first `len` tokens of a cache.
+    fn cache_prefix(&self, cache: &KvCache, len: usize) -> Result<KvCache>;
 }
 
 /// From `coef` to the gradients of `Σ coef[i] · logps[i]`.
@@ -67,6 +104,14 @@ pub(crate) struct KvCache {
 impl KvCache {
     pub(crate) fn new<B: Backend>(layers: Vec<B::Cache>) -> Self {
         Self { layers: Box::new(layers), tokens: Vec::new() }
+    }
+
+    /// The keys and values, one entry per block.
+    ///
+    /// # Panics
+    /// When a decoder on another backend made it.
+    pub(crate) fn stored<B: Backend>(&self) -> &[B::Cache] {
+        self.layers.downcast_ref::<Vec<B::Cache>>().expect("a sequence is read by the model that made it")
     }
 
     /// Tokens held.
@@ -86,6 +131,8 @@ pub(crate) struct CachedRun<'a> {
     pub(crate) cache: &'a mut KvCache,
     pub(crate) edits: &'a [Edit],
     pub(crate) tokens: &'a [u32],
+    /// Of how many of its last tokens the logits are wanted.
+    pub(crate) wanted: usize,
 }
 
 /// A decoder where `options` want it.

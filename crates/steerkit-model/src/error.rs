@@ -95,6 +95,13 @@ pub enum ModelError {
         reasons: Vec<String>,
     },
 
+    /// A long context asked of a model whose rotary embedding has none.
+    #[error("model {model} has no LongRoPE divisors beyond its context")]
+    NoLongContext {
+        /// The model.
+        model: String,
+    },
+
     /// A model without a tokeniser where one is needed.
     #[error("model {model} has no tokeniser")]
     NoTokenizer {
@@ -119,6 +126,10 @@ pub enum ModelError {
         /// How many.
         waiting: usize,
     },
+
+    /// A computation for one text panicked: a bug.
+    #[error("internal error: {0}")]
+    Panicked(String),
 
     /// Stopped by the caller.
     #[error("interrupted")]
@@ -236,7 +247,9 @@ impl ModelError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::UnknownModel { .. } | Self::OutOfRange { .. } => ErrorKind::Usage,
-            Self::Fetch { .. } | Self::QueueFull { .. } | Self::Device(_) => ErrorKind::Failed,
+            Self::Fetch { .. } | Self::QueueFull { .. } | Self::Device(_) | Self::Panicked(_) => {
+                ErrorKind::Failed
+            }
             Self::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::BadInput,
         }

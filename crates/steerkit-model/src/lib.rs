@@ -12,6 +12,7 @@ mod decoder;
 pub mod edit;
 mod engine;
 pub mod error;
+mod footprint;
 pub mod generate;
 pub mod gguf;
 pub mod hf;
@@ -30,19 +31,21 @@ pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use config::DecoderConfig;
-pub use edit::{Edit, EditOp, Positions, Shift};
+pub use edit::{Edit, EditOp, EditedScores, Positions, Shift, TextEdits};
 #[cfg(feature = "device")]
 pub use engine::CandleDevice;
 pub use engine::DeviceChoice;
 pub use error::{ErrorKind, ModelError};
-pub use generate::{Batcher, Completion, Event, Finish, Limits, NewToken, Request, RequestId};
+pub use generate::{
+    Batcher, Completion, Event, Finish, Limits, NewToken, PrefixStats, PromptToken, Request, RequestId,
+};
 pub use load::{Loaded, ModelIdentity, load};
 pub use lora::{LoraChoice, LoraMode};
 pub use model::{Keep, Model, OpenOptions, Run, Scores, Sequence};
 pub use pack::Pack;
 pub use pass::{Gradients, Pass, Start};
 pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
-pub use sample::{Choice, Sampler, Sampling};
+pub use sample::{Choice, Sampler, Sampling, TokenLogprob};
 pub use steerkit_kernels::Precision;
 pub use steerkit_kernels::parallel::{self, set_threads, threads};
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};

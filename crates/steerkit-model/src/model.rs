@@ -1,14 +1,16 @@
 //! A model on the machine it runs on: the one type that everything above the decoder uses.
 
 use crate::chat::ChatTemplate;
-use crate::edit::Edit;
+use crate::edit::{Edit, EditedScores, TextEdits};
 use crate::engine::{self, CachedRun, DeviceChoice, Engine, KvCache, Vjp};
 use crate::load::{self, Loaded, ModelIdentity};
 use crate::lora::{self, LoraChoice, LoraMode};
 use crate::pass::{Gradients, Pass, Start};
+use crate::source::hex;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::{DecoderConfig, ModelError, Pack, Result};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use steerkit_kernels::{Matrix, Precision, parallel};
 
@@ -19,6 +21,9 @@ pub struct OpenOptions {
     pub precision: Precision,
     /// Where the decoder runs.
     pub device: DeviceChoice,
+    /// Use a LongRoPE's divisors for texts beyond the original context, for texts of any length. The model is then
+    /// another one: its identity says so.
+    pub long_context: bool,
 }
 
 /// A frozen language model. Shared freely between threads; every method takes `&self`.
@@ -36,7 +41,8 @@ pub struct Model {
 pub enum Keep {
     /// Only the log-probabilities.
     Nothing,
-    /// Everything [`Scores::vjp`] needs: about 20 kB a row and block for SmolLM2, and the logits.
+    /// Everything [`Scores::vjp`] needs: at most about 20 kB a row and block for SmolLM2
+    /// ([`DecoderConfig::gradient_bytes`]).
     ForVjp,
 }
 
@@ -93,6 +99,33 @@ impl Sequence {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The tokens read so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.cache.tokens
+    }
+
+    /// The edits under which it is read.
+    pub(crate) fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// How many of `tokens` the sequence has read from its beginning on, steered there as `edits` would.
+    pub fn shared_with(&self, tokens: &[u32], edits: &[Edit]) -> usize {
+        let alike = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if alike == 0 || self.edits == edits {
+            return alike;
+        }
+        // Edits with positions may agree on a beginning of the text only.
+        let acting = |edits: &[Edit], len: usize| -> Vec<_> {
+            let within = |e: &Edit| (e.layer, e.op.clone(), e.positions.within(0..len));
+            edits.iter().map(within).filter(|(_, _, positions)| !positions.is_empty()).collect()
+        };
+        let agree = |len: usize| acting(&self.edits, len) == acting(edits, len);
+        let ends = self.edits.iter().chain(edits).flat_map(|e| e.positions.ends());
+        let lengths = ends.filter(|&end| end < alike).chain([alike]);
+        lengths.filter(|&len| agree(len)).max().unwrap_or(0)
+    }
 }
 
 /// New tokens of one sequence.
@@ -125,8 +158,18 @@ impl Model {
     }
 
     /// A model from loaded parts.
+    ///
+    /// # Errors
+    /// [`ModelError::NoLongContext`] where the options ask for one; a device that cannot be opened.
     pub fn new(loaded: Loaded, options: &OpenOptions) -> Result<Self> {
-        let Loaded { config, weights, tokenizer, chat_template, identity } = loaded;
+        let Loaded { mut config, weights, tokenizer, chat_template, mut identity } = loaded;
+        if options.long_context {
+            if !config.use_long_context() {
+                return Err(ModelError::NoLongContext { model: identity.name });
+            }
+            identity.name.push_str(" (long context)");
+            identity.file_sha256 = hex(&Sha256::digest(format!("{}\nlong context", identity.file_sha256)));
+        }
         let text = |id: Option<u32>| tokenizer.as_ref().zip(id).and_then(|(t, id)| t.token_text(id));
         let [bos, eos] = tokenizer.as_ref().map_or([None; 2], |t| [t.bos(), t.eos()]).map(text);
         let chat_template = chat_template.map(|s| ChatTemplate::new(s, bos.as_deref(), eos.as_deref()));
@@ -232,17 +275,64 @@ impl Model {
         Ok(scores)
     }
 
+    /// Log-probabilities of the pack's scored tokens under each of `plans`, and with `divergences` how far each
+    /// prediction is from the plain model's. Blocks below the first edit run once for all plans. A plan without edits
+    /// gives the bits of [`Self::score`].
+    ///
+    /// # Errors
+    /// Tokens, layers, widths or numbers that the model cannot take; log-probabilities that are not finite.
+    ///
+    /// # Panics
+    /// When a plan with edits has not one list for each text of the pack.
+    pub fn score_edited(
+        &self,
+        pack: &Pack,
+        plans: &[TextEdits],
+        divergences: bool,
+    ) -> Result<Vec<EditedScores>> {
+        self.check_pack(pack)?;
+        let texts = pack.texts().last().map_or(0, |last| last + 1);
+        for plan in plans {
+            assert!(plan.is_empty() || plan.len() == texts, "one list of edits per text");
+            plan.iter().flatten().try_for_each(|edit| self.check_edit(edit))?;
+        }
+        let scores = self.decoder.score_edited(pack, plans, divergences)?;
+        for (plan, scores) in plans.iter().zip(&scores) {
+            match plan.iter().all(Vec::is_empty) {
+                true => self.check_finite("log-probabilities", &scores.logps)?,
+                false => check_numbers("log-probabilities under steering", &scores.logps)?,
+            }
+        }
+        Ok(scores)
+    }
+
+    fn check_edit(&self, edit: &Edit) -> Result<()> {
+        self.check_layer(edit.layer)?;
+        let (v, d_model) = (edit.op.direction(), self.config().d_model);
+        if v.len() != d_model {
+            return Err(ModelError::Width { found: v.len(), d_model });
+        }
+        check_numbers("steering vector", v)
+    }
+
     /// An empty sequence that will be read under `edits`.
     pub fn new_sequence(&self, edits: Vec<Edit>) -> Result<Sequence> {
-        for edit in &edits {
-            self.check_layer(edit.layer)?;
-            let (v, d_model) = (edit.op.direction(), self.config().d_model);
-            if v.len() != d_model {
-                return Err(ModelError::Width { found: v.len(), d_model });
-            }
-            check_numbers("steering vector", v)?;
-        }
+        edits.iter().try_for_each(|edit| self.check_edit(edit))?;
         Ok(Sequence { cache: self.decoder.new_cache(), edits })
+    }
+
+    /// A sequence under `edits` that has read the first `len` tokens of `sequence`; see [`Sequence::shared_with`] for
+    /// how many that may be.
+    ///
+    /// # Errors
+    /// As [`Model::new_sequence`].
+    ///
+    /// # Panics
+    /// When `sequence` has read fewer.
+    pub fn continue_sequence(&self, sequence: &Sequence, len: usize, edits: Vec<Edit>) -> Result<Sequence> {
+        assert!(len <= sequence.len(), "{len} of {} tokens", sequence.len());
+        let fresh = self.new_sequence(edits)?;
+        Ok(Sequence { cache: self.decoder.cache_prefix(&sequence.cache, len)?, ..fresh })
     }
 
     /// Reads new tokens of several sequences in one batch and gives, for each, the logits after its last token, or
@@ -259,16 +349,44 @@ impl Model {
     /// # Panics
     /// When a run has no tokens, or its sequence was made by a model on another kind of device.
     pub fn advance(&self, runs: &mut [Run<'_>]) -> Result<Vec<Result<Vec<f32>>>> {
-        for run in runs.iter() {
+        self.advance_with(runs, &vec![1; runs.len()])
+    }
+
+    /// [`Model::advance`] with the logits after as many of each run's last tokens as `wanted` says, none to all.
+    ///
+    /// # Shapes
+    /// Returns `[wanted, v]` for each run.
+    ///
+    /// # Errors
+    /// As [`Model::advance`].
+    ///
+    /// # Panics
+    /// As [`Model::advance`]; when more are wanted of a run than it has tokens.
+    pub fn advance_with(&self, runs: &mut [Run<'_>], wanted: &[usize]) -> Result<Vec<Result<Vec<f32>>>> {
+        assert_eq!(runs.len(), wanted.len());
+        for (run, &wanted) in runs.iter().zip(wanted) {
             assert!(!run.tokens.is_empty(), "a run has at least one token");
+            assert!(wanted <= run.tokens.len(), "logits of {wanted} of {} tokens", run.tokens.len());
             self.check_tokens(run.tokens, run.sequence.len() + run.tokens.len())?;
         }
         let mut cached: Vec<_> = runs
             .iter_mut()
-            .map(|r| CachedRun { edits: &r.sequence.edits, cache: &mut r.sequence.cache, tokens: r.tokens })
+            .zip(wanted)
+            .map(|(r, &wanted)| {
+                let Run { sequence, tokens } = r;
+                CachedRun { edits: &sequence.edits, cache: &mut sequence.cache, tokens, wanted }
+            })
             .collect();
         let logits = self.decoder.advance(&mut cached)?;
-        let rows: Vec<&[f32]> = logits.chunks_exact(self.config().vocab).collect();
+        let mut rest = logits.as_slice();
+        let rows: Vec<&[f32]> = wanted
+            .iter()
+            .map(|n| {
+                let (rows, after) = rest.split_at(n * self.config().vocab);
+                rest = after;
+                rows
+            })
+            .collect();
         let checked = parallel::map(rows.len(), |i| {
             // Looking through all weights takes long; a steered text most likely went wrong by its vectors.
             match runs[i].sequence.edits.is_empty() {

@@ -133,6 +133,16 @@ impl Pack {
         self.segments.iter().flat_map(|s| s.position..s.position + s.len).collect()
     }
 
+    /// For each segment the number of its text, counted from 0.
+    pub fn texts(&self) -> Vec<usize> {
+        let mut texts = 0;
+        let mut number = |segment: &Segment| {
+            texts += usize::from(segment.parent.is_none());
+            texts - 1
+        };
+        self.segments.iter().map(&mut number).collect()
+    }
+
     fn root(&self, mut segment: usize) -> usize {
         while let Some(parent) = self.segments[segment].parent {
             segment = parent;

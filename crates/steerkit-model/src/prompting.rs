@@ -75,7 +75,7 @@ impl<'m> Prompting<'m> {
     /// # Errors
     /// A template that refuses the messages, a text that the vocabulary cannot spell.
     pub fn prompt(&self, user: &str) -> Result<Vec<u32>> {
-        let pieces = self.pieces(user)?;
+        let pieces = self.pieces(&[], user)?;
         Ok(self.with_bos(self.encode(&pieces)?))
     }
 
@@ -99,10 +99,25 @@ impl<'m> Prompting<'m> {
     /// # Errors
     /// As [`Prompting::prompt`]; a model without an end token.
     pub fn pair(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<PairTokens> {
+        self.pair_after(&[], prompt, chosen, rejected)
+    }
+
+    /// As [`Self::pair`], after `turns` of question and answer: examples in the context. A model without a chat template
+    /// reads each question, its answer and an empty line before the prompt.
+    ///
+    /// # Errors
+    /// As [`Self::pair`].
+    pub fn pair_after(
+        &self,
+        turns: &[(&str, &str)],
+        prompt: &str,
+        chosen: &str,
+        rejected: &str,
+    ) -> Result<PairTokens> {
         let eos = self.tokenizer.eos().ok_or_else(|| {
             ModelError::Tokenize("the model names no end token (EOS), which responses end with".to_owned())
         })?;
-        let pieces = self.pieces(prompt)?;
+        let pieces = self.pieces(turns, prompt)?;
         let prompt = self.encode(&pieces)?;
         let (from_c, mut chosen) = self.response(&pieces, &prompt, chosen)?;
         let (from_r, mut rejected) = self.response(&pieces, &prompt, rejected)?;
@@ -167,19 +182,27 @@ impl<'m> Prompting<'m> {
         pair
     }
 
-    /// The prompt's text in pieces.
-    fn pieces(&self, user: &str) -> Result<Vec<Piece>> {
+    /// The prompt's text in pieces, behind `turns` of question and answer.
+    fn pieces(&self, turns: &[(&str, &str)], user: &str) -> Result<Vec<Piece>> {
         let Some(template) = self.template else {
-            return Ok(vec![Piece { text: user.to_owned(), specials: Specials::AsText }]);
+            let turn = |(question, answer): &(&str, &str)| {
+                let bare = question.ends_with(char::is_whitespace) || answer.starts_with(char::is_whitespace);
+                format!("{question}{}{answer}\n\n", if bare { "" } else { " " })
+            };
+            let text = turns.iter().map(turn).chain([user.to_owned()]).collect();
+            return Ok(vec![Piece { text, specials: Specials::AsText }]);
         };
-        let system = self.system.as_deref().filter(|system| !system.is_empty());
-        let messages = match system {
-            Some(system) if template.supports_system() => {
-                vec![Message::new("system", system), Message::new("user", user)]
+        let mut messages = Vec::with_capacity(2 * turns.len() + 2);
+        for (question, answer) in turns {
+            messages.extend([Message::new("user", *question), Message::new("assistant", *answer)]);
+        }
+        messages.push(Message::new("user", user));
+        if let Some(system) = self.system.as_deref().filter(|system| !system.is_empty()) {
+            match template.supports_system() {
+                true => messages.insert(0, Message::new("system", system)),
+                false => messages[0].content = format!("{system}\n{}", messages[0].content),
             }
-            Some(system) => vec![Message::new("user", format!("{system}\n{user}"))],
-            None => vec![Message::new("user", user)],
-        };
+        }
         self.rendered(template, &messages)
     }
 

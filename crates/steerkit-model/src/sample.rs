@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use steerkit_kernels::logprob::log_sum_exp;
 
 /// How the next token is chosen. The filters act in the order of Hugging Face's `generate`
@@ -26,6 +26,10 @@ pub struct Sampling {
     /// Divides positive logits, and multiplies negative ones, of tokens that the prompt or the generated text has
     /// already, 0.01 to 100; 1 changes nothing (Keskar et al. 2019, arXiv 1909.05858, section 4.1).
     pub repetition_penalty: f32,
+    /// Taken off the logits of tokens that the generated text has already, -2 to 2; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Taken off a token's logit as many times as the generated text has it, -2 to 2; 0 changes nothing.
+    pub frequency_penalty: f32,
     /// Seed of the random numbers of one sequence.
     pub seed: u64,
 }
@@ -33,7 +37,16 @@ pub struct Sampling {
 impl Default for Sampling {
     /// The most likely token.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -46,7 +59,9 @@ impl Sampling {
         within("temperature", self.temperature, 0.0, 10.0)?;
         within("top_p", self.top_p, 0.0, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
-        within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        within("repetition_penalty", self.repetition_penalty, 0.01, 100.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
     }
 }
 
@@ -71,6 +86,32 @@ pub struct Choice {
     pub logprob: f32,
 }
 
+/// A token and its log-probability in nats under the model, as in [`Choice`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability.
+    pub logprob: f32,
+}
+
+/// The log-probability of `token`, and the `count` most likely tokens in order, the lowest id first of equals. A token
+/// that is in both has the same number in both.
+///
+/// # Shapes
+/// `logits_v`: one per token id.
+pub fn log_probs_of(logits_v: &[f32], token: u32, count: usize) -> (TokenLogprob, Vec<TokenLogprob>) {
+    let total = log_sum_exp(logits_v);
+    let of = |token: u32| TokenLogprob { token, logprob: logits_v[token as usize] - total };
+    if count == 0 {
+        return (of(token), Vec::new());
+    }
+    let mut candidates: Vec<Candidate> =
+        (0..).zip(logits_v).map(|(id, &score)| Candidate { id, score, weight: 0.0 }).collect();
+    sort_top(&mut candidates, count);
+    (of(token), candidates.iter().take(count).map(|c| of(c.id)).collect())
+}
+
 /// What sampling remembers of one sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -78,6 +119,8 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// Tokens of the prompt and the generated text; left empty when nothing is penalised.
     seen: BTreeSet<u32>,
+    /// How often the generated text has each token; left empty when that is not penalised.
+    generated: BTreeMap<u32, u32>,
 }
 
 impl Sampler {
@@ -87,10 +130,10 @@ impl Sampler {
     /// A number of `sampling` out of its range.
     pub fn new(sampling: Sampling, prompt: &[u32]) -> Result<Self> {
         sampling.validate()?;
-        let mut sampler =
-            Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed), seen: BTreeSet::new() };
-        prompt.iter().for_each(|&token| sampler.remember(token));
-        Ok(sampler)
+        let penalised = sampling.repetition_penalty != 1.0;
+        let seen = if penalised { prompt.iter().copied().collect() } else { BTreeSet::new() };
+        let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Ok(Self { sampling, rng, seen, generated: BTreeMap::new() })
     }
 
     /// Chooses a token and remembers it. Equal logits: the lowest id first.
@@ -114,10 +157,13 @@ impl Sampler {
         if self.sampling.repetition_penalty != 1.0 {
             self.seen.insert(token);
         }
+        if self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0 {
+            *self.generated.entry(token).or_default() += 1;
+        }
     }
 
     fn penalised(&self, logits_v: &[f32]) -> Option<Vec<f32>> {
-        if self.seen.is_empty() {
+        if self.seen.is_empty() && self.generated.is_empty() {
             return None;
         }
         let penalty = self.sampling.repetition_penalty;
@@ -125,6 +171,13 @@ impl Sampler {
         for &token in &self.seen {
             if let Some(score) = scores_v.get_mut(token as usize) {
                 *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+                *score = score.clamp(f32::MIN, f32::MAX);
+            }
+        }
+        let Sampling { presence_penalty, frequency_penalty, .. } = self.sampling;
+        for (&token, &times) in &self.generated {
+            if let Some(score) = scores_v.get_mut(token as usize) {
+                *score -= presence_penalty + frequency_penalty * times as f32;
                 *score = score.clamp(f32::MIN, f32::MAX);
             }
         }
@@ -238,8 +291,16 @@ mod tests {
         probabilities.iter().map(|p| p.ln() + 3.0).collect()
     }
 
-    const ONE: Sampling =
-        Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 1 };
+    const ONE: Sampling = Sampling {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 1,
+    };
 
     #[test]
     fn greedy_takes_the_lowest_of_equals() {
@@ -317,6 +378,31 @@ mod tests {
         // The log-probability is that of the model.
         let total: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
         assert!((found[0].logprob - (4.0 - total.ln())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn presence_and_frequency_count_the_generated_text_only() {
+        let sampling = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling, &[0, 0, 0]).expect("valid");
+        let logits = [5.0, 4.4, 4.0];
+        let found: Vec<u32> = (0..5).map(|_| sampler.sample(&logits).expect("finite").token).collect();
+        // 5, then 4.25 (5 - 0.75) against 4.4, then 4.25 against 3.65 and 4, then 4 (5 - 1) against 4.0: the lowest
+        // id, then 3.75 against 4.0.
+        assert_eq!(found, [0, 1, 0, 0, 2]);
+    }
+
+    #[test]
+    fn ranked_log_probabilities_hold_the_number_of_the_choice() {
+        let logits = [1.0, 4.0, 4.0, -2.0, 3.5];
+        let choice = sampler(Sampling::default()).sample(&logits).expect("finite");
+        let (chosen, top) = log_probs_of(&logits, choice.token, 3);
+        assert_eq!(top.iter().map(|t| t.token).collect::<Vec<_>>(), [1, 2, 4]);
+        assert_eq!(
+            (chosen.logprob, top[0].logprob, top[1].logprob),
+            (choice.logprob, choice.logprob, choice.logprob)
+        );
+        assert_eq!(log_probs_of(&logits, 0, 9).1.len(), 5);
+        assert!(log_probs_of(&logits, 0, 0).1.is_empty());
     }
 
     #[test]

@@ -93,7 +93,7 @@ mod tests {
         let runs: Vec<CachedRun<'_>> = edits
             .iter()
             .zip(&mut caches)
-            .map(|(edits, cache)| CachedRun { cache, edits, tokens: &[5, 6, 7] })
+            .map(|(edits, cache)| CachedRun { cache, edits, tokens: &[5, 6, 7], wanted: 1 })
             .collect();
         let twins = Twins::of(&runs, 4);
         let computed = |layer: usize| twins.computed(layer).collect::<Vec<_>>();
@@ -120,7 +120,7 @@ mod tests {
         let runs: Vec<CachedRun<'_>> = caches
             .iter_mut()
             .zip(tokens)
-            .map(|(cache, tokens)| CachedRun { cache, edits: &[], tokens })
+            .map(|(cache, tokens)| CachedRun { cache, edits: &[], tokens, wanted: 1 })
             .collect();
         assert_eq!(Twins::of(&runs, 4).computed(0).collect::<Vec<_>>(), [0, 1, 2]);
     }

@@ -11,7 +11,7 @@ use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
 use steerkit_model::weights::{LayerWeights, Weights};
 use steerkit_model::{
     Batcher, Completion, DecoderConfig, Edit, EditOp, Event, Finish, Limits, Loaded, Model, ModelError,
-    ModelIdentity, OpenOptions, Pack, Request, Run, Sampling, Tokenizer,
+    ModelIdentity, OpenOptions, Pack, Positions, PromptToken, Request, Run, Sampling, Tokenizer,
 };
 
 const D: usize = 32;
@@ -149,10 +149,12 @@ fn mixed() -> Vec<Request> {
                 top_p: [1.0, 0.9][i as usize / 2 % 2],
                 min_p: [0.0, 0.02][i as usize / 4 % 2],
                 repetition_penalty: [1.0, 1.3][i as usize / 3 % 2],
+                presence_penalty: [0.0, 0.4][i as usize / 5 % 2],
+                frequency_penalty: [0.0, 0.3][i as usize / 7 % 2],
                 seed: i,
             };
             let (prompt, max_tokens) = (prompt(i, 1 + (i as usize * 37) % 70), 1 + (i as usize * 13) % 40);
-            Request { prompt, edits, sampling, max_tokens, stop: vec![] }
+            Request { prompt, edits, sampling, max_tokens, ..Request::default() }
         })
         .collect()
 }
@@ -453,6 +455,97 @@ fn a_long_prompt_does_not_hold_up_running_texts() {
     }
     // 100 tokens in parts of 8: the thirteenth step reads the last.
     assert_eq!(before, 12);
+}
+
+#[test]
+fn a_prompt_is_scored_as_by_the_scoring_pass() {
+    let requests: Vec<Request> = (0..3)
+        .map(|i| Request {
+            prompt_logprobs: true,
+            top_logprobs: 4,
+            edits: if i == 1 { vec![add(1, 3, 1.0)] } else { vec![] },
+            ..greedy(prompt(40 + i, [1, 90, 90][i as usize]), 2)
+        })
+        .collect();
+    let scored = |requests: &[Request], max_batch: usize, prompt_tokens: usize| -> Vec<Vec<PromptToken>> {
+        let limits = Limits { prompt_tokens, ..Limits::default() };
+        let mut batcher = Batcher::new(model(), max_batch, limits).unwrap();
+        requests.iter().for_each(|r| _ = batcher.submit(r.clone()).unwrap());
+        let mut all = vec![Vec::new(); requests.len()];
+        while !batcher.is_idle() {
+            for event in batcher.step().unwrap() {
+                all[event.id.0 as usize].extend(event.news.unwrap().prompt);
+            }
+        }
+        all
+    };
+    let found = scored(&requests, 3, 256);
+    assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [0, 89, 89]);
+    for tokens in [1, 7, 256] {
+        assert_eq!(scored(&requests, 2, tokens), found, "{tokens} prompt tokens a step");
+    }
+    let mut pack = Pack::default();
+    let first = pack.push(None, &requests[2].prompt[..1]);
+    pack.push_response(first, &requests[2].prompt[1..]);
+    let expected = model().score(&pack).unwrap();
+    assert_eq!(found[2].iter().map(|t| t.logprob.to_bits()).collect::<Vec<_>>(), bits(&expected));
+    for (at, token) in found[2].iter().enumerate() {
+        assert_eq!(token.top.len(), 4);
+        assert!(token.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
+        let own = token.top.iter().find(|t| t.token == requests[2].prompt[at + 1]);
+        assert!(own.is_none_or(|own| own.logprob.to_bits() == token.logprob.to_bits()));
+    }
+}
+
+#[test]
+fn what_ended_texts_have_read_changes_no_bit() {
+    let limits = Limits { cached_tokens: 200, ..Limits::default() };
+    let mut batcher = Batcher::new(model(), 2, limits).unwrap();
+    let common = prompt(77, 40);
+    let after = |tokens: &[u32]| [&common[..], tokens].concat();
+    let steer = |multiplier: f32, positions: Positions| vec![Edit { positions, ..add(1, 5, multiplier) }];
+    let late = Positions::Ranges([30..usize::MAX].into());
+    // Text, edits, and how many tokens of an earlier one it may take.
+    let cases = [
+        (after(&[1, 2]), vec![], 0),
+        (after(&[3]), vec![], 40),
+        (after(&[1, 2, 4]), steer(1.0, Positions::All), 0),
+        (after(&[5, 6]), steer(1.0, Positions::All), 40),
+        (after(&[5, 6]), steer(2.0, Positions::All), 0),
+        (after(&[9]), steer(2.0, late.clone()), 30),
+        (after(&[9]), steer(3.0, late), 30),
+        (common[..20].to_vec(), vec![], 19),
+    ];
+    let mut expected_found = 0;
+    for (i, (prompt, edits, shared)) in cases.into_iter().enumerate() {
+        let request = Request { edits, ..greedy(prompt, 6) };
+        let alone = run(model(), std::slice::from_ref(&request), 1, 256).remove(0);
+        batcher.submit(request).unwrap();
+        let mut found = Completion::default();
+        while !batcher.is_idle() {
+            batcher.step().unwrap().into_iter().for_each(|e| found.push(&e.news.unwrap()));
+        }
+        assert_eq!((&found, bits(&found.logprobs)), (&alone, bits(&alone.logprobs)), "text {i}");
+        expected_found += shared;
+        assert_eq!(batcher.prefix_stats().found, expected_found, "text {i}");
+    }
+}
+
+#[test]
+fn an_end_can_be_ignored() {
+    let free = (0..200)
+        .map(|seed| {
+            let sampling = Sampling { temperature: 1.5, seed, ..Sampling::default() };
+            Request { sampling, ..greedy(prompt(seed, 5), 40) }
+        })
+        .find(|r| run(model(), std::slice::from_ref(r), 1, 256)[0].finish == Finish::End)
+        .expect("one of two hundred random texts ends");
+    let on = run(model(), &[Request { ignore_end: true, ..free }], 1, 256).remove(0);
+    assert_eq!((on.tokens.len(), on.finish), (40, Finish::Length));
+}
+
+fn bits(numbers: &[f32]) -> Vec<u32> {
+    numbers.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]

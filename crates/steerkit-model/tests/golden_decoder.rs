@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use steerkit_model::arch::FAMILIES;
 use steerkit_model::{DeviceChoice, Edit, EditOp, Keep, LoraChoice, LoraMode, Model, OpenOptions, Pack, Run};
-use support::{DEVICES, Golden, golden_folders, golden_models, golden_name, max_diff, root};
+use support::{DEVICES, Golden, golden_folders, golden_models, golden_name, long_context, max_diff, root};
 
 const LOGITS: f64 = 2e-4;
 const GRADIENT: f64 = 1e-5;
@@ -26,7 +26,8 @@ struct Case {
 
 fn case(folder: &Path, model: &Path, device: DeviceChoice) -> Case {
     let name = format!("{} on {device:?}", golden_name(folder, model));
-    let model = Model::open(model, &OpenOptions { device, ..OpenOptions::default() })
+    let long_context = long_context(folder);
+    let model = Model::open(model, &OpenOptions { device, long_context, ..OpenOptions::default() })
         .unwrap_or_else(|e| panic!("{name}: {e}"));
     with_golden(name, folder, model, device)
 }

@@ -13,7 +13,7 @@ use steerkit_model::gguf::Gguf;
 use steerkit_model::{
     Completion, Edit, EditOp, Model, OpenOptions, Request, Run, Sampler, Sampling, Sequence,
 };
-use support::{DEVICES, Golden, golden_folders, golden_models, golden_name};
+use support::{DEVICES, Golden, golden_folders, golden_models, golden_name, long_context};
 
 /// Steps at which the two best logits are closer than this decide nothing.
 const MARGIN: f64 = 1e-3;
@@ -64,7 +64,8 @@ fn golden_tiny_models_continue_as_in_pytorch() {
         };
         for path in golden_models(folder) {
             let name = format!("{} on {device:?}", golden_name(folder, &path));
-            let options = OpenOptions { device, ..OpenOptions::default() };
+            let options =
+                OpenOptions { device, long_context: long_context(folder), ..OpenOptions::default() };
             let model = Model::open(&path, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
             let found = generate(&model, [-1.0, 0.0, 1.0].map(request).to_vec(), 3);
             for (found, m) in found.iter().zip(["-1", "0", "1"]) {

@@ -5,9 +5,13 @@
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 
+use std::ops::Range;
 use std::path::Path;
-use steerkit_model::{DeviceChoice, Keep, Model, OpenOptions, Pack};
+use steerkit_model::{DeviceChoice, Keep, Model, OpenOptions, Pack, Precision};
 use support::{DEVICES, Golden, max_diff};
+
+const LAYER: usize = 15;
+const BETA: f64 = 0.1;
 
 #[test]
 fn golden_forward_and_gradient() {
@@ -80,4 +84,52 @@ fn forward_and_gradient(tensors: &Path, path: &Path, device: DeviceChoice) {
         // PyTorch f32 is itself 2.5e-5 from f64 here.
         assert!(diff < 3e-5);
     }
+}
+
+/// The BiPO gradient of a batch of four pairs on products rounded to bf16 points where that in f32 does.
+#[test]
+fn golden_bf16_gradient_of_a_batch() {
+    const NAME: &str = "golden_bf16_gradient_of_a_batch";
+    let Some(pairs) = support::shared(NAME, "goldens/smollm2/trajectory_pairs.json") else { return };
+    let Some(tensors) = support::shared(NAME, "goldens/smollm2/forward.safetensors") else { return };
+    let Some(path) = support::smollm2(NAME) else { return };
+    let pairs: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(pairs).unwrap()).unwrap();
+    let mut pack = Pack::default();
+    let spans: Vec<_> = pairs
+        .as_object()
+        .unwrap()
+        .values()
+        .take(4)
+        .map(|pair| {
+            let ids = |key: &str| serde_json::from_value::<Vec<u32>>(pair[key].clone()).unwrap();
+            pack.push_pair(&ids("prompt_ids"), &ids("chosen_ids"), &ids("rejected_ids"))
+        })
+        .collect();
+    let v = Golden::open(&tensors).f32("v");
+    let gradient = |precision| {
+        let model = Model::open(&path, &OpenOptions { precision, ..OpenOptions::default() }).unwrap();
+        let mut h = model.residual(&pack, LAYER).unwrap();
+        let reference = model.score_from(LAYER, &h, &pack, Keep::Nothing).unwrap();
+        h.chunks_mut(v.len()).for_each(|row| row.iter_mut().zip(&v).for_each(|(h, &v)| *h += v));
+        let scores = model.score_from(LAYER, &h, &pack, Keep::ForVjp).unwrap();
+        let mut coef = vec![0.0; pack.scored.len()];
+        for span in &spans {
+            let sum =
+                |logps: &[f32], r: &Range<usize>| logps[r.clone()].iter().map(|&x| f64::from(x)).sum::<f64>();
+            let margin = |logps: &[f32]| sum(logps, &span.chosen) - sum(logps, &span.rejected);
+            let z = BETA * (margin(scores.logps()) - margin(reference.logps()));
+            let slope = (-BETA / (1.0 + z.exp())) as f32;
+            coef[span.chosen.clone()].fill(slope);
+            coef[span.rejected.clone()].fill(-slope);
+        }
+        let dh = scores.vjp(&coef).unwrap();
+        let column = |j: usize| dh.chunks(v.len()).map(|row| f64::from(row[j])).sum::<f64>();
+        (0..v.len()).map(column).collect::<Vec<f64>>()
+    };
+    let (exact, rounded) = (gradient(Precision::F32), gradient(Precision::Bf16));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let cosine = dot(&exact, &rounded) / (dot(&exact, &exact) * dot(&rounded, &rounded)).sqrt();
+    println!("{} pairs, cosine {cosine:.6}", spans.len());
+    assert_eq!(spans.len(), 4);
+    assert!(cosine >= 0.9995, "{cosine}");
 }

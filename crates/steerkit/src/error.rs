@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use steerkit_model::error::{ErrorKind, ModelError};
 
+use crate::ask::AskError;
 use crate::data::Note;
 
 /// An error of this crate. Messages name the file, the place, what was found and what was expected;
@@ -48,6 +49,30 @@ pub enum SteerError {
         /// What to do.
         hint: Option<String>,
     },
+
+    /// An evaluation of a name that nobody knows.
+    #[error("{name:?} is neither a file nor a built-in evaluation ({})", known.join(", "))]
+    UnknownEvaluation {
+        /// What was asked for.
+        name: String,
+        /// The built-in evaluations.
+        known: Vec<String>,
+        /// The one most like it.
+        nearest: Option<String>,
+    },
+
+    /// An evaluation that cannot be run as it was asked for.
+    #[error("{what}")]
+    Unfit {
+        /// What does not go together.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+
+    /// An evaluation whose data file nobody named.
+    #[error("the evaluation names no data file")]
+    NoEvaluationData,
 
     /// Training left the finite numbers.
     #[error("training diverged at step {step}: {what}")]
@@ -136,6 +161,16 @@ pub enum SteerError {
         found: f64,
     },
 
+    /// Another model could not be asked, or its answers are no measurement.
+    #[error(transparent)]
+    Ask(Box<AskError>),
+    /// A condition without a threshold.
+    #[error("vector {name:?} has no gate threshold")]
+    NoThreshold {
+        /// The vector.
+        name: String,
+    },
+
     /// Vectors that a file format cannot hold.
     #[error("{path}: {what}")]
     Export {
@@ -173,6 +208,12 @@ pub enum SteerError {
         /// Vectors with their multipliers.
         names: Vec<String>,
     },
+}
+
+impl From<AskError> for SteerError {
+    fn from(error: AskError) -> Self {
+        Self::Ask(Box::new(error))
+    }
 }
 
 /// A column (CSV) or key (JSONL) that a preference pair needs is not there.
@@ -238,9 +279,17 @@ impl SteerError {
         match self {
             Self::Io(_) => None,
             Self::Model(error) => error.hint(),
+            Self::Ask(error) => Some(error.hint()),
             Self::Malformed { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::MissingColumn(missing) => Some(missing.advice()),
             Self::Recipe { hint, .. } => hint.clone(),
+            Self::UnknownEvaluation { nearest, .. } => Some(match nearest {
+                Some(name) => format!("did you mean {name:?}?"),
+                None => "steerkit eval list shows what each of them measures".into(),
+            }),
+            Self::NoEvaluationData => {
+                Some("name it with --data, or as `data` in the evaluation's [task]".into())
+            }
             Self::Diverged { saved, .. } => {
                 let kept = saved.as_ref().map(|p| format!("; the last finite vector is in {}", p.display()));
                 let advice = "lower optimiser.lr or objective.beta, or use the auto preset";
@@ -264,8 +313,13 @@ impl SteerError {
                 Some("mend the rows, remove duplicate rows with dedup, or read without strict".into())
             }
             Self::Calibration { .. } => Some("choose another --kl, or more prompts and tokens".into()),
+            Self::NoThreshold { .. } => {
+                Some("name one (VECTOR:0.3), or measure it: steerkit vector gate VECTOR".into())
+            }
             Self::ZeroVector { .. } => Some("train the vector again; the run took no step".into()),
-            Self::Export { hint, .. } | Self::Combine { hint, .. } => Some(hint.clone()),
+            Self::Export { hint, .. } | Self::Combine { hint, .. } | Self::Unfit { hint, .. } => {
+                Some(hint.clone())
+            }
             Self::Multiplier { .. } => Some("give a number such as 1, -1 or 0.5".into()),
             Self::NoEffect { .. } => Some("set the multipliers to 0 for the plain model".into()),
         }
@@ -276,6 +330,7 @@ impl SteerError {
         match self {
             Self::Io(_) => ErrorKind::FileSystem,
             Self::Model(error) => error.kind(),
+            Self::Ask(error) => error.kind(),
             Self::Malformed { .. }
             | Self::MissingColumn(_)
             | Self::FaultyData { .. }
@@ -283,8 +338,14 @@ impl SteerError {
             | Self::Recipe { .. }
             | Self::RunExists { .. }
             | Self::ResumeMismatch { .. }
+            | Self::NoThreshold { .. }
             | Self::Combine { .. } => ErrorKind::BadInput,
-            Self::Export { .. } | Self::Multiplier { .. } | Self::NoEffect { .. } => ErrorKind::Usage,
+            Self::Export { .. }
+            | Self::Multiplier { .. }
+            | Self::NoEffect { .. }
+            | Self::Unfit { .. }
+            | Self::UnknownEvaluation { .. }
+            | Self::NoEvaluationData => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
             Self::Locked { .. } | Self::Memory { .. } | Self::Calibration { .. } => ErrorKind::Failed,

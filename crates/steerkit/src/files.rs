@@ -58,8 +58,13 @@ pub(crate) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// SHA-256 of a file in lower-case hex.
+pub fn sha256_of_file(path: &Path) -> io::Result<String> {
+    Ok(sha256(&fs::read(path)?))
+}
+
 /// SHA-256 in lower-case hex.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

@@ -35,6 +35,8 @@
 //! ```
 
 pub mod algebra;
+pub mod ask;
+pub mod baseline;
 pub mod bench;
 mod checksum;
 pub mod data;
@@ -43,22 +45,29 @@ pub mod error;
 pub mod eval;
 pub mod extract;
 pub mod files;
+pub mod gate;
 pub mod interop;
+pub mod judge;
 pub mod metrics;
 pub mod objective;
 pub mod operator;
 pub mod optim;
 pub mod plan;
 pub mod recipe;
+pub mod refusal;
 pub mod report;
 pub mod scope;
 pub mod surface;
+pub mod sweep;
 pub mod text_stats;
+mod toml_text;
 pub mod train;
+pub mod transfer;
 pub mod vector;
 
 pub use data::{Dataset, PreferencePair};
 pub use error::SteerError;
+pub use gate::Gate;
 pub use operator::Operator;
 pub use plan::SteeringPlan;
 pub use scope::{PromptShape, TokenScope};

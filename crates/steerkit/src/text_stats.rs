@@ -116,15 +116,38 @@ impl Bootstrap {
             return Some(value.into());
         }
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        let mut means: Vec<f64> = (0..self.resamples)
-            .map(|_| {
-                let sum: f64 = (0..values.len()).map(|_| values[rng.random_range(0..values.len())]).sum();
-                sum / values.len() as f64
-            })
-            .collect();
-        means.sort_by(f64::total_cmp);
+        let means = (0..self.resamples).map(|_| {
+            let sum: f64 = (0..values.len()).map(|_| values[rng.random_range(0..values.len())]).sum();
+            sum / values.len() as f64
+        });
+        Some(Estimate { value, interval: self.ends(means.collect()) })
+    }
+
+    /// The ratio of the means of `a` and `b`, which are of the same things in the same order: both are resampled alike.
+    ///
+    /// `None` where the mean of `b` is not above 0, or without values. No interval where that happens in a resample.
+    pub fn ratio(&self, a: &[f64], b: &[f64]) -> Option<Estimate> {
+        let n = a.len().min(b.len());
+        let (of, over) = (mean(&a[..n])?, mean(&b[..n])?);
+        if over <= 0.0 {
+            return None;
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let ratios = (0..self.resamples).map(|_| {
+            let sum = |(x, y): (f64, f64), i: usize| (x + a[i], y + b[i]);
+            let (x, y) = (0..n).map(|_| rng.random_range(0..n)).fold((0.0, 0.0), sum);
+            (y > 0.0).then(|| x / y)
+        });
+        let interval =
+            if n < 2 { None } else { ratios.collect::<Option<Vec<_>>>().and_then(|r| self.ends(r)) };
+        Some(Estimate { value: of / over, interval })
+    }
+
+    /// The percentile interval of resampled values; none of none.
+    fn ends(&self, mut resampled: Vec<f64>) -> Option<(f64, f64)> {
+        resampled.sort_by(f64::total_cmp);
         let tail = (1.0 - self.level.clamp(0.0, 1.0)) / 2.0;
-        Some(Estimate { value, interval: Some((quantile(&means, tail), quantile(&means, 1.0 - tail))) })
+        (!resampled.is_empty()).then(|| (quantile(&resampled, tail), quantile(&resampled, 1.0 - tail)))
     }
 }
 
@@ -184,6 +207,18 @@ mod tests {
         assert!((low - 43.84).abs() < 0.6 && (high - 55.16).abs() < 0.6, "{low} {high}");
         assert_eq!(Bootstrap::default().mean(&values), Some(estimate));
         assert_ne!(Bootstrap { seed: 1, ..Bootstrap::default() }.mean(&values), Some(estimate));
+    }
+
+    #[test]
+    fn ratios_are_resampled_together() {
+        let bootstrap = Bootstrap::default();
+        let (a, b) = ([3.0, 6.0, 9.0], [1.0, 2.0, 3.0]);
+        // b times 3: the ratio is 3 in every resample.
+        assert_eq!(bootstrap.ratio(&a, &b), Some(Estimate { value: 3.0, interval: Some((3.0, 3.0)) }));
+        assert_eq!(bootstrap.ratio(&a, &[1.0, -1.0, 0.0]), None);
+        assert_eq!(bootstrap.ratio(&a, &[5.0, -1.0, -1.0]).unwrap().interval, None);
+        assert_eq!(bootstrap.ratio(&[2.0], &[1.0]), Some(Estimate::from(2.0)));
+        assert_eq!(bootstrap.ratio(&[], &[]), None);
     }
 
     #[test]

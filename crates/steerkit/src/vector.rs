@@ -72,6 +72,9 @@ pub struct Provenance {
     pub residual_norm: Option<f32>,
     /// The multiplier that counts as a unit dose, where that was measured.
     pub calibration: Option<Calibration>,
+    /// The threshold of a condition vector, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<GateCalibration>,
     /// What training measured.
     pub metrics: Map<String, Value>,
     /// The steerkit that made it.
@@ -95,6 +98,7 @@ impl Default for Provenance {
             steps: None,
             residual_norm: None,
             calibration: None,
+            gate: None,
             metrics: Map::new(),
             steerkit_version: String::new(),
         }
@@ -112,6 +116,19 @@ pub struct Calibration {
     pub prompts: usize,
     /// Greedy tokens per answer at most.
     pub tokens: usize,
+}
+
+/// The similarity above which a prompt meets the condition of a vector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateCalibration {
+    /// The similarity, from -1 to 1.
+    pub threshold: f32,
+    /// F1 of telling the prompts apart.
+    pub f1: f32,
+    /// Prompts that meet the condition.
+    pub positives: usize,
+    /// Prompts that do not.
+    pub negatives: usize,
 }
 
 /// Which rows of which file were trained on.

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use steerkit::{Operator, TokenScope};
-use steerkit_model::{LoraChoice, LoraMode, Precision};
+use steerkit_model::{DeviceChoice, LoraChoice, LoraMode, Precision};
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
@@ -40,6 +40,26 @@ pub(crate) struct ModelArgs {
     /// Arithmetic of the large matrix products
     #[arg(long, value_enum, default_value_t)]
     pub(crate) precision: ModelPrecision,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// Where and how far the model runs.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Compute a LongRoPE (Phi-3) for texts beyond its original context, whatever their length
+    #[arg(long)]
+    pub(crate) long_context: bool,
+    /// Where the model runs: cpu, cuda[:N] or metal[:N], where this build has them [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceChoice>,
+}
+
+impl DeviceArgs {
+    /// The device asked for, else the CPU.
+    pub(crate) fn choice(self) -> DeviceChoice {
+        self.device.unwrap_or_default()
+    }
 }
 
 /// Arithmetic of the large matrix products of an opened model.
@@ -50,7 +70,10 @@ pub(crate) enum ModelPrecision {
     F32,
     /// bfloat16 inputs with 32-bit sums: faster on CPUs that have it, less exact
     Bf16,
-    /// The faster one here: bf16 for 8 texts or more at a time on CPUs with AMX, else f32
+    /// 8-bit inputs times the codes of a quantised model's weights, as llama.cpp has it: fastest for a few texts, least
+    /// exact; other matrices in 32-bit floats
+    Int8,
+    /// The faster one here of the exact and bf16: bf16 for 8 texts or more at a time on CPUs with AMX, else f32
     Auto,
 }
 
@@ -60,6 +83,7 @@ impl ModelPrecision {
         match self {
             Self::F32 => Precision::F32,
             Self::Bf16 => Precision::Bf16,
+            Self::Int8 => Precision::Int8,
             Self::Auto => Precision::fastest_for(texts),
         }
     }
@@ -153,6 +177,35 @@ impl FromStr for SteerSpec {
     }
 }
 
+/// A condition and the similarity from which on a prompt meets it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct GateSpec {
+    /// A file or a name.
+    pub(crate) vector: String,
+    /// The vector's own, unless given.
+    pub(crate) threshold: Option<f32>,
+}
+
+impl FromStr for GateSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let given =
+            text.rsplit_once(':').and_then(|(name, number)| Some((name, number.parse::<f32>().ok()?)));
+        let (vector, threshold) = match given {
+            Some((_, t)) if !(-1.0..=1.0).contains(&t) => {
+                return Err(format!("found the threshold {t}, expected a cosine from -1 to 1"));
+            }
+            Some((vector, threshold)) => (vector, Some(threshold)),
+            None => (text, None),
+        };
+        match vector.is_empty() {
+            true => Err("expected a file or a name".into()),
+            false => Ok(Self { vector: vector.into(), threshold }),
+        }
+    }
+}
+
 /// A finite number that is finite in 32 bits too.
 pub(crate) fn multiplier(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
@@ -222,6 +275,14 @@ fn penalty(text: &str) -> Result<f32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gate_with_and_without_threshold() {
+        let spec = |text: &str| text.parse::<GateSpec>();
+        assert_eq!(spec("a.b:-0.5").unwrap(), GateSpec { vector: "a.b".into(), threshold: Some(-0.5) });
+        assert_eq!(spec("c:/x").unwrap(), GateSpec { vector: "c:/x".into(), threshold: None });
+        assert!(spec("a:2").is_err() && spec(":0.1").is_err() && spec("").is_err() && spec("a:nan").is_err());
+    }
 
     #[test]
     fn a_vector_with_and_without_multiplier() {

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::asking::AskArgs;
 use super::common::positive;
 
-/// Check and convert preference pairs
+/// Check, convert and draft preference pairs
 #[derive(Debug, Args)]
 pub(crate) struct DataArgs {
     #[command(subcommand)]
@@ -17,6 +18,7 @@ pub(crate) struct DataArgs {
 pub(crate) enum DataCommand {
     Check(DataCheck),
     Import(DataImport),
+    Generate(DataGenerate),
 }
 
 /// Measure what pairs give away besides the behaviour
@@ -75,6 +77,61 @@ pub(crate) struct DataImport {
     /// Replace TO when it is there
     #[arg(long)]
     pub(crate) overwrite: bool,
+}
+
+/// Draft pairs for a behaviour by another model
+///
+/// Asks for pairs about one everyday topic after another, drops what is empty, repeated, refused, one-sided or alike,
+/// balances lengths, and writes train, valid and test with provenance.json beside them. Then it checks the set as
+/// `data check` does. Drafts are drafts: read some of them before you train on them.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit data generate --behavior \"answers with dry humour; the opposite is plain and serious\" --n 240 \\
+      --endpoint http://localhost:8080/v1 --endpoint-model qwen --out data/humour
+  steerkit data generate --behavior \"asks a question back\" --n 100 --local qwen2.5-7b.gguf --out data/asking")]
+pub(crate) struct DataGenerate {
+    /// What the chosen answers do and the rejected ones do not
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) behavior: String,
+    /// Pairs, over all splits
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) n: usize,
+    /// Folder for the splits and provenance.json
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Address of an OpenAI-compatible endpoint, up to /v1
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "endpoint_model",
+        conflicts_with = "local",
+        required_unless_present = "local"
+    )]
+    pub(crate) endpoint: Option<String>,
+    /// The endpoint's model
+    #[arg(long, value_name = "NAME")]
+    pub(crate) endpoint_model: Option<String>,
+    /// Draft by a model in this process
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) local: Option<String>,
+    /// Keep answers that refuse: for behaviours that are about refusing
+    #[arg(long)]
+    pub(crate) keep_refusals: bool,
+    /// Drop pairs with one answer more than R times as long as the other
+    #[arg(long, value_name = "R", default_value_t = 2.0)]
+    pub(crate) max_length_ratio: f64,
+    /// Pairs that a call asks for
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub(crate) per_call: usize,
+    /// Seed of the drafts and of the splits
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Replace the set that is in the folder
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
 }
 
 /// How a file holds its pairs.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::common::{ModelArgs, PromptArgs, SamplingArgs, multiplier, positive};
+use super::common::{GateSpec, ModelArgs, PromptArgs, SamplingArgs, multiplier, positive};
 
 /// Answer prompts, with vectors added or without
 ///
@@ -20,6 +20,8 @@ Examples:
       The same prompt at three strengths, side by side.
   steerkit generate --model smollm2-135m --steer a=1 --steer b=-0.5 --prompts questions.jsonl --json
       Two vectors at once; a line of JSON per answer: text, token ids, log-probabilities, plan.
+  steerkit generate --model smollm2-135m --steer formality=1 --gate about-work --prompts questions.jsonl
+      Steers only the prompts that meet the condition (see vector gate).
 
 A multiplier of 0 is the plain model, bit for bit.")]
 pub(crate) struct GenerateArgs {
@@ -43,6 +45,12 @@ pub(crate) struct GenerateArgs {
         value_parser = multiplier
     )]
     pub(crate) multipliers: Vec<f64>,
+    /// Steer only prompts that meet a condition: a vector, and the cosine from which on they do [default: the vector's
+    /// calibrated threshold]
+    ///
+    /// The prompt's mean residual stream after the condition's block decides, once per answer. See vector gate.
+    #[arg(long, value_name = "FILE|NAME[:T]", requires = "steer")]
+    pub(crate) gate: Option<GateSpec>,
     /// Give the prompt to the model as it stands, without the chat template
     #[arg(long, conflicts_with = "system")]
     pub(crate) raw: bool,

@@ -1,25 +1,38 @@
 //! The command line, as clap reads it. One file per command; shared groups are in [`common`].
 
+mod asking;
 mod bench;
 mod chat;
 mod common;
 mod data;
 mod demo;
+mod eval;
 mod generate;
+mod judge;
 mod model;
+mod serve;
+mod sweep;
 mod train;
 mod vector;
 
+pub(crate) use asking::{AnswerArgs, AskArgs, JudgeArgs};
 pub(crate) use bench::{BenchArgs, BenchDecode, BenchLoad, BenchTarget, BenchTrain};
 pub(crate) use chat::ChatArgs;
-pub(crate) use common::{Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
-pub(crate) use data::{ColumnArgs, DataArgs, DataCheck, DataCommand, DataImport, FormatArg, LayoutArg};
+pub(crate) use common::{GateSpec, Global, ModelArgs, PromptArgs, SamplingArgs, SteerSpec};
+pub(crate) use data::{
+    ColumnArgs, DataArgs, DataCheck, DataCommand, DataGenerate, DataImport, FormatArg, LayoutArg,
+};
 pub(crate) use demo::DemoArgs;
+pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
+pub(crate) use judge::{JudgeAgree, JudgeCommand, JudgeCommands, JudgeRubrics, JudgeRun, JudgeSheet};
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
+pub(crate) use serve::ServeArgs;
+pub(crate) use sweep::{SweepArgs, SweepCommand};
 pub(crate) use train::{LayerArg, TrainArgs};
 pub(crate) use vector::{
-    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert,
+    VectorArgs, VectorCalibrate, VectorCombine, VectorCommand, VectorCompare, VectorConvert, VectorGate,
+    VectorTransfer,
 };
 
 use clap::{Parser, Subcommand};
@@ -58,8 +71,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Demo(DemoArgs),
     Train(TrainArgs),
+    Sweep(SweepArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
+    Eval(EvalArgs),
+    Judge(JudgeCommands),
+    Serve(ServeArgs),
     Vector(VectorArgs),
     Model(ModelCommands),
     Data(DataArgs),

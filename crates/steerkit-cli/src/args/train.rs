@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use steerkit::TokenScope;
 use steerkit::recipe::Method;
 
-use super::common::{PrecisionArg, multiplier, positive};
+use super::common::{DeviceArgs, PrecisionArg, multiplier, positive};
 
 /// Train a steering vector from preference pairs
 ///
@@ -30,6 +30,8 @@ Examples:
       Another method on the same pairs; docs/methods.md says what each does.
   steerkit train --model model.gguf --data a.csv --method dpo-lora --set optimiser.lr=1e-3
       Not a vector but a LoRA adapter, for comparison; use it with --lora runs/a/adapter=0.5.
+  steerkit train --model model.gguf --data a.csv --method mean-diff --each-layer 8,12,16 --out runs/layers
+      One vector per layer: runs/layers/layer-8 and so on.
   steerkit train recipes/power.toml --seed 7
   steerkit train --out runs/pairs --resume
       Goes on where an interrupted run stopped, with the recipe in its folder.
@@ -70,6 +72,9 @@ pub(crate) struct TrainArgs {
     /// Several blocks, with commas between: a vector for each, trained together into one file
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with = "layer")]
     pub(crate) layers: Option<Vec<usize>>,
+    /// Make one vector for each of these blocks, in layer-N below the run's folder; one pass of the pairs serves them all
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', conflicts_with_all = ["layer", "layers"])]
+    pub(crate) each_layer: Vec<usize>,
     /// Use the first N pairs after a shuffle with the seed
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(crate) limit: Option<usize>,
@@ -79,6 +84,8 @@ pub(crate) struct TrainArgs {
     /// Arithmetic of the large matrix products [default: f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<PrecisionArg>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Passes over the pairs
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "steps")]
     pub(crate) epochs: Option<usize>,

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use steerkit::TokenScope;
 use steerkit::interop::SourceConvention;
 
-use super::common::{ModelArgs, positive};
+use steerkit_model::LoraChoice;
+
+use super::common::{DeviceArgs, ModelArgs, ModelPrecision, multiplier, positive};
 
 /// Look at, convert, combine and calibrate steering vectors
 #[derive(Debug, Args)]
@@ -31,6 +34,8 @@ Examples:
     Combine(VectorCombine),
     Compare(VectorCompare),
     Calibrate(VectorCalibrate),
+    TransferCheck(VectorTransfer),
+    Gate(VectorGate),
 }
 
 /// Convert a vector file to another program's format
@@ -140,6 +145,105 @@ pub(crate) struct VectorCalibrate {
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
     /// Write the calibrated vector here [default: into its file]
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// Measure a vector on another model than the one it was trained on
+///
+/// Both models must have the same width. Prints how long the residual stream of each is at the vector's block, the
+/// cosine of the vector with each model's own mean difference of activations, margins on held-out pairs at each
+/// multiplier with 95% bootstrap intervals, and answers side by side; also on pairs in another language.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit vector transfer-check --from model-Q4_1.gguf --to model-Q8_0.gguf --vector formality \\
+      --data data/formality/test.jsonl
+  steerkit vector transfer-check --from base.gguf --to base.gguf --to-lora adapter --vector formality \\
+      --data test.jsonl --rescale --html transfer.html")]
+pub(crate) struct VectorTransfer {
+    /// The model that the vector was trained on: a .gguf file, a Hugging Face folder, or the name of a pulled model
+    #[arg(long, value_name = "FILE|DIR|NAME")]
+    pub(crate) from: String,
+    /// The other model
+    #[arg(long, value_name = "FILE|DIR|NAME")]
+    pub(crate) to: String,
+    /// A LoRA adapter on the other model, and how much of it [default weight: 1]; repeatable
+    #[arg(long, value_name = "ADAPTER[=W]")]
+    pub(crate) to_lora: Vec<LoraChoice>,
+    /// The vector: a file, or the name of a run
+    #[arg(long, value_name = "FILE|NAME")]
+    pub(crate) vector: String,
+    /// Pairs of the vector's behaviour that it was not trained on, CSV or JSONL
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Pairs in another language [default: only 20 questions in German, to be answered]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) translated: Option<PathBuf>,
+    /// Use the first N pairs of each file
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) limit: Option<usize>,
+    /// Multipliers to measure margins at
+    #[arg(
+        long,
+        value_name = "M,M,..",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        value_parser = multiplier,
+        default_values_t = [-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5]
+    )]
+    pub(crate) multipliers: Vec<f64>,
+    /// Rescale the vector on the other model to the same share of its residual stream
+    #[arg(long)]
+    pub(crate) rescale: bool,
+    /// Questions of the pairs to answer at -1, 0 and 1, beside those in the other language
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) questions: usize,
+    /// Tokens per answer
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = positive)]
+    pub(crate) max_tokens: usize,
+    /// Write the result as a page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Arithmetic of the large matrix products
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) precision: ModelPrecision,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+}
+
+/// Make a condition for generate --gate, or find its threshold
+///
+/// Takes prompts that should be steered and prompts that should not. With --layer, the condition is the difference of
+/// their mean residual streams there, from every other prompt of each file; the rest decide the threshold. Without
+/// it, VECTOR is a vector that is there, and all prompts decide. The threshold is the cosine with the highest F1, and is
+/// stored in the vector's file.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steerkit vector gate about-work --model smollm2-135m --layer 12 --positive work.jsonl --negative other.jsonl
+      Writes about-work.safetensors.
+  steerkit vector gate runs/formality/vector.safetensors --model smollm2-135m --positive a.jsonl --negative b.jsonl
+  steerkit generate --model smollm2-135m --steer formality=1 --gate about-work --prompt '...'")]
+pub(crate) struct VectorGate {
+    /// A file, or the name of a run; with --layer the name of the new file
+    #[arg(value_name = "VECTOR")]
+    pub(crate) vector: String,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Prompts that meet the condition, one JSON text or object per line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) positive: PathBuf,
+    /// Prompts that do not
+    #[arg(long, value_name = "FILE")]
+    pub(crate) negative: PathBuf,
+    /// Make the condition after this block
+    #[arg(long, short, value_name = "N")]
+    pub(crate) layer: Option<usize>,
+    /// Tokens of the prompt that a new condition looks at [default: last-user, the user's words]
+    #[arg(long, value_name = "SCOPE", requires = "layer")]
+    pub(crate) scope: Option<TokenScope>,
+    /// Write the vector here [default: into its file]
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
 }

@@ -177,6 +177,7 @@ impl Chat<'_> {
             sampling: Sampling::from(&self.args.sampling),
             max_tokens: self.args.sampling.max_tokens,
             stop: self.args.sampling.stop.clone(),
+            ..Request::default()
         };
         // Kept here too: an answer that the user stops is still part of the conversation.
         let mut text = String::new();

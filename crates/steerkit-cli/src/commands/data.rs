@@ -17,6 +17,7 @@ pub(crate) fn run(command: DataCommand, printer: Printer) -> Outcome {
     match command {
         DataCommand::Check(args) => check_pairs(&args, printer),
         DataCommand::Import(args) => import(&args, printer),
+        DataCommand::Generate(args) => super::draft::run(&args, printer),
     }
 }
 

@@ -8,6 +8,7 @@ use steerkit::eval::check_effect;
 use steerkit_model::prompting::Prompting;
 use steerkit_model::{Completion, Edit, Event, Finish, Model, Request, Sampling, Specials};
 
+use super::gate::{GatePart, NamedGate};
 use super::prompts;
 use super::steering::{self, Applied, PlanPart};
 use crate::args::GenerateArgs;
@@ -29,6 +30,9 @@ struct Answer<'a> {
     system: Option<&'a str>,
     precision: &'static str,
     plan: Vec<PlanPart>,
+    /// Whether the prompt met the condition of `--gate`; where not, the plan did not act.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<&'a GatePart>,
 }
 
 pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
@@ -46,7 +50,7 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
     let system = if args.raw || model.chat_template()?.is_none() { None } else { system };
     let prompting = steering::prompting(&model, system)?;
     let factors = if args.multipliers.is_empty() { vec![1.0] } else { args.multipliers.clone() };
-    let requests = requests(args, &model, &vectors, &factors, &prompting, &texts, printer)?;
+    let (requests, gates) = requests(args, &model, &vectors, &factors, &prompting, &texts, printer)?;
     let prompt_tokens: Vec<usize> = requests.iter().map(|request| request.prompt.len()).collect();
     let total = requests.len();
     let streams = total == 1 && printer.streams();
@@ -72,6 +76,9 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
         return printer.line("");
     }
     for (i, row) in completions.chunks(factors.len()).enumerate() {
+        if let Some(gate) = &gates[i] {
+            printer.say(format_args!("{gate}"));
+        }
         if texts.len() > 1 || factors.len() > 1 {
             printer.heading(&texts[i])?;
         }
@@ -88,6 +95,7 @@ pub(crate) fn run(args: &GenerateArgs, printer: Printer) -> Outcome {
                 system: prompting.system.as_deref(),
                 precision: args.model.precision.resolve(at_once).name(),
                 plan: vectors.iter().flat_map(|v| v.parts(*factor)).collect(),
+                gate: gates[i].as_ref(),
             })?;
         }
     }
@@ -108,7 +116,8 @@ fn tokens(prompting: &Prompting<'_>, text: &str, raw: bool) -> Outcome<Vec<u32>>
     Ok(tokens)
 }
 
-/// The requests of every prompt at every factor, after a look at whether the vectors do anything.
+/// The requests of every prompt at every factor, after a look at whether the vectors do anything, and what a gate says of
+/// every prompt.
 fn requests(
     args: &GenerateArgs,
     model: &Model,
@@ -117,27 +126,34 @@ fn requests(
     prompting: &Prompting<'_>,
     texts: &[String],
     printer: Printer,
-) -> Outcome<Vec<Request>> {
+) -> Outcome<(Vec<Request>, Vec<Option<GatePart>>)> {
     let strongest = factors.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or(1.0);
     let plan = steering::plan(vectors, strongest)?;
     steering::warn(&plan, model, args.steering.force, printer)?;
     if args.raw && plan.needs_user() {
         return Err(Failure::usage("the token scope last-user needs a chat prompt, and --raw has none"));
     }
+    let gate = args.gate.as_ref().map(|spec| NamedGate::load(spec, model, args.steering.force, printer));
+    let gate = gate.transpose()?;
+    let mut gates = Vec::with_capacity(texts.len());
     let mut requests = Vec::with_capacity(texts.len() * factors.len());
     for (i, text) in texts.iter().enumerate() {
         let prompt = tokens(prompting, text, args.raw)?;
         let shape = plan.shape(prompting, text, prompt.len())?;
+        let reading = gate.as_ref().map(|gate| gate.read(model, &gate.shaped(prompting, text, &prompt)?));
+        let reading = reading.transpose()?;
         for &factor in factors {
             let plan = steering::plan(vectors, factor)?;
             let edits = plan.edits(model.config(), &shape)?;
             if i == 0 {
                 check_effect(model, &plan, &edits, &prompt)?;
             }
-            requests.push(request(args, prompt.clone(), edits));
+            let open = reading.as_ref().is_none_or(GatePart::is_open);
+            requests.push(request(args, prompt.clone(), if open { edits } else { Vec::new() }));
         }
+        gates.push(reading);
     }
-    Ok(requests)
+    Ok((requests, gates))
 }
 
 fn request(args: &GenerateArgs, prompt: Vec<u32>, edits: Vec<Edit>) -> Request {
@@ -147,6 +163,7 @@ fn request(args: &GenerateArgs, prompt: Vec<u32>, edits: Vec<Edit>) -> Request {
         sampling: Sampling::from(&args.sampling),
         max_tokens: args.sampling.max_tokens,
         stop: args.sampling.stop.clone(),
+        ..Request::default()
     }
 }
 

@@ -1,16 +1,24 @@
 //! One file per command: what its arguments mean, and what it prints.
 
 mod algebra;
+mod asking;
 mod bench;
 mod chat;
 mod data;
 mod demo;
+mod draft;
+mod eval;
+mod gate;
 mod generate;
+mod judge;
 mod model;
 mod prompts;
+mod serve;
 mod steering;
+mod sweep;
 mod train;
 mod training;
+mod transfer;
 mod vector;
 
 use clap::CommandFactory;
@@ -24,8 +32,12 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
     match command {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Train(args) => train::run(&args, printer),
+        Command::Sweep(args) => sweep::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
+        Command::Eval(args) => eval::run(&args, printer),
+        Command::Judge(args) => judge::run(args.command, printer),
+        Command::Serve(args) => serve::run(&args, printer),
         Command::Vector(args) => vector::run(args.command, printer),
         Command::Model(args) => model::run(args.command, printer),
         Command::Data(args) => data::run(args.command, printer),

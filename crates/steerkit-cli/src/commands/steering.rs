@@ -17,7 +17,11 @@ use crate::output::Printer;
 
 /// Opens the model that the options name, to write this many texts at a time.
 pub(crate) fn open(args: &ModelArgs, texts: usize) -> Outcome<Model> {
-    let options = OpenOptions { precision: args.precision.resolve(texts), ..OpenOptions::default() };
+    let options = OpenOptions {
+        precision: args.precision.resolve(texts),
+        device: args.device.choice(),
+        long_context: args.device.long_context,
+    };
     let path = model::resolve(&args.model)?;
     Ok(Model::open_with_lora(&path, &args.lora.lora, args.lora.mode(), &options)?)
 }
@@ -155,6 +159,7 @@ impl From<&SamplingArgs> for Sampling {
             min_p: args.min_p.unwrap_or(plain.min_p),
             repetition_penalty: args.repetition_penalty.unwrap_or(plain.repetition_penalty),
             seed: args.seed,
+            ..plain
         }
     }
 }

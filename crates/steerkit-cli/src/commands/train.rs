@@ -7,9 +7,10 @@ use serde::Serialize;
 use steerkit::SteerError;
 use steerkit::recipe::{Draft, Recipe};
 use steerkit::train::{
-    EvalPoint, Event, LayerOutcome, Order, Outcome as Run, RunData, Start, TokenPair, train_tokens,
+    EvalPoint, Event, LayerOutcome, Order, Outcome as Run, RunData, Start, TokenPair, train_layers,
+    train_tokens,
 };
-use steerkit_model::{LoraChoice, LoraMode, Model};
+use steerkit_model::{LoraChoice, LoraMode, Model, OpenOptions};
 
 use super::training::Watch;
 use super::{model, vector};
@@ -36,6 +37,8 @@ struct Trained<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     layers: &'a [LayerOutcome],
     eval: Vec<Point>,
+    /// What was expected before the first step.
+    memory_estimate_mb: Option<f64>,
     peak_rss_mb: Option<f64>,
     /// Which pairs `eval` was measured on.
     split: &'a str,
@@ -67,20 +70,41 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
     });
     let adapters = adapters.collect::<Outcome<Vec<_>>>()?;
     let path = model::resolve(&recipe.model)?;
-    let model = Model::open_with_lora(&path, &adapters, LoraMode::Beside, &recipe.open_options())?;
+    let options = OpenOptions {
+        device: args.device.choice(),
+        long_context: args.device.long_context,
+        ..recipe.open_options()
+    };
+    let model = Model::open_with_lora(&path, &adapters, LoraMode::Beside, &options)?;
     let start = match (args.resume, args.overwrite) {
         (true, _) => Start::Resume,
         (_, true) => Start::Overwrite,
         _ => Start::New,
     };
     let mut watch = Watch::new(printer);
-    let mut observer = |event: Event<'_>| watch.see(&event);
+    let mut estimate_mb = None;
+    let mut observer = |event: Event<'_>| {
+        if let Event::Memory { bytes } = event {
+            estimate_mb = memory::rss_mb().map(|now| now + bytes as f64 / 1e6);
+        }
+        watch.see(&event);
+    };
+    if !args.each_layer.is_empty() {
+        let mut layers = args.each_layer.clone();
+        layers.sort_unstable();
+        layers.dedup();
+        let runs = train_layers(start, &model, &recipe, &layers, &mut observer, &cancel);
+        drop(watch);
+        let runs = runs.map_err(|error| explain(error, &recipe))?;
+        let seconds = began.elapsed().as_secs_f64() / runs.len() as f64;
+        return runs.iter().try_for_each(|run| show(run, &recipe, estimate_mb, seconds, printer));
+    }
     let data = RunData::read(&model, &recipe, &mut observer)?;
     preflight(&recipe, &data, printer);
     let run = train_tokens(start, &model, &recipe, &data, &mut observer, &cancel);
     drop(watch);
     let run = run.map_err(|error| explain(error, &recipe))?;
-    show(&run, &recipe, began.elapsed().as_secs_f64(), printer)
+    show(&run, &recipe, estimate_mb, began.elapsed().as_secs_f64(), printer)
 }
 
 /// One line on what is ahead; memory and time follow when they are known.
@@ -232,7 +256,7 @@ fn explain(error: SteerError, recipe: &Recipe) -> Failure {
     }
 }
 
-fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
+fn show(run: &Run, recipe: &Recipe, estimate_mb: Option<f64>, seconds: f64, printer: Printer) -> Outcome {
     let peak_rss_mb = memory::peak_rss_mb();
     let (file, is_adapter) = (run.file.as_path(), run.layers.is_empty());
     let layers = if run.layers.len() > 1 { &run.layers[..] } else { &[] };
@@ -272,6 +296,7 @@ fn show(run: &Run, recipe: &Recipe, seconds: f64, printer: Printer) -> Outcome {
         relative_dose: run.relative_dose,
         layers,
         eval: run.eval.iter().map(Point::from).collect(),
+        memory_estimate_mb: estimate_mb,
         peak_rss_mb,
         split: &run.split,
         trained_pairs: run.trained_pairs,

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use steerkit::train::{EvalPoint, Event};
 
+use crate::memory;
 use crate::output::{Printer, Progress, number, signed};
 
 /// Turns the events of a run into progress and lines on stderr.
@@ -28,6 +29,11 @@ impl Watch {
         }
     }
 
+    /// One run of many: steps are progress, not lines of their own.
+    pub(crate) fn quiet(printer: Printer) -> Self {
+        Self { first_step: false, ..Self::new(printer) }
+    }
+
     pub(crate) fn see(&mut self, event: &Event<'_>) {
         match event {
             Event::Note(note) => {
@@ -37,7 +43,9 @@ impl Watch {
             Event::Memory { bytes } => {
                 self.task = None;
                 let mb = *bytes as f64 / 1e6;
-                self.printer.say(format_args!("training takes about {mb:.0} MB beside the model"));
+                let whole =
+                    memory::rss_mb().map_or(String::new(), |now| format!(", {:.0} MB with it", now + mb));
+                self.printer.say(format_args!("training takes about {mb:.0} MB beside the model{whole}"));
             }
             Event::Layer { layer, half_spread, done, total } => {
                 self.task = None;

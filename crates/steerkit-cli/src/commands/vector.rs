@@ -6,7 +6,7 @@ use serde::Serialize;
 use steerkit::interop::{self, ImportOptions};
 use steerkit::vector::VectorSummary;
 
-use super::algebra;
+use super::{algebra, gate, transfer};
 use crate::args::VectorCommand;
 use crate::failure::{Failure, Outcome};
 use crate::output::{Printer, number};
@@ -21,6 +21,8 @@ pub(crate) fn run(command: VectorCommand, printer: Printer) -> Outcome {
         VectorCommand::Combine(args) => algebra::combine(&args, printer),
         VectorCommand::Compare(args) => algebra::compare(&args, printer),
         VectorCommand::Calibrate(args) => algebra::calibrated(&args, printer),
+        VectorCommand::TransferCheck(args) => transfer::run(&args, printer),
+        VectorCommand::Gate(args) => gate::run(&args, printer),
     }
 }
 
@@ -123,6 +125,15 @@ fn facts(summary: &VectorSummary) -> Vec<(&'static str, String)> {
     push(
         "unit dose",
         made.calibration.as_ref().map(|c| format!("{} times ({} nats)", number(c.multiplier.into()), c.kl)),
+    );
+    push(
+        "gate",
+        made.gate.as_ref().map(|g| {
+            format!(
+                "open from cosine {:.3} (F1 {:.2} on {} and {} prompts)",
+                g.threshold, g.f1, g.positives, g.negatives
+            )
+        }),
     );
     push("behaviour", made.behaviour.clone());
     push("objective", (!made.objective.is_empty()).then_some(objective));

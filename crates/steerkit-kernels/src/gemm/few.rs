@@ -1,6 +1,6 @@
 //! Products with few rows, straight from interleaved weights.
 //!
-//! The sums are those of [`linear`](super::linear), to the bit. A task is one or two panels of outputs and all rows: it expands
+//! In f32 and bf16 the sums are those of [`linear`](super::linear), to the bit. A task is one or two panels of outputs and all rows: it expands
 //! a chain of the panels into a buffer that stays in the nearest cache and runs the micro-kernels on it, or, in
 //! f32 with AVX-512, multiplies the codes as it expands them.
 
@@ -8,7 +8,7 @@ use super::driver::{CHAIN, run_tile};
 use super::interleaved::{Interleaved, Line, PANEL, Part, RECORD};
 use super::micro::{Kernels, Mode, Tile};
 use super::pack::{Buffers, Scratch, with_buffers};
-use super::{bf16, driver::Shape};
+use super::{bf16, driver::Shape, int8};
 use crate::isa::Isa;
 use crate::{Precision, parallel};
 
@@ -17,6 +17,17 @@ const MIN_PARALLEL: usize = 50_000;
 
 /// Tasks per thread: a thread that loses its core for a while holds the others up by one of them.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Panels of a task with up to this many rows are four, so that there are enough independent sums; else two.
+pub(super) const FOUR_PANELS: usize = 2;
+
+/// Outputs below which two panels a task share the work out better.
+const MANY_OUTPUTS: usize = 1024;
+
+/// Panels of a task that multiplies the codes themselves, with `t` rows and `outputs` outputs.
+pub(super) fn panels_of_task(t: usize, outputs: usize) -> usize {
+    if t <= FOUR_PANELS && outputs >= MANY_OUTPUTS { 4 } else { 2 }
+}
 
 /// What a task works with, over and over.
 #[derive(Clone, Copy)]
@@ -42,7 +53,7 @@ enum Fill {
 // SAFETY: tasks write disjoint columns of `y`.
 unsafe impl Sync for Job<'_> {}
 
-/// `y[t, rows] = x[t, cols] · Wᵀ`, over all threads; the bits are those of [`super::linear`].
+/// `y[t, rows] = x[t, cols] · Wᵀ`, over all threads. In f32 and bf16 the bits are those of [`super::linear`].
 ///
 /// # Panics
 /// When `x` or `y` has not exactly that shape.
@@ -50,6 +61,9 @@ pub fn linear_interleaved(w: &Interleaved, x: &[f32], t: usize, y: &mut [f32], p
     let isa = Isa::current();
     let (n, k) = (w.rows(), w.cols());
     assert_eq!((x.len(), y.len()), (t * k, t * n), "[{t}, {n}, {k}]");
+    if precision == Precision::Int8 {
+        return int8::linear(w, x, t, y);
+    }
     let kernels = Kernels::of(isa);
     let job = Job { isa, w, t, x, y: y.as_mut_ptr(), kernels, fill: Fill::F32 };
     if precision == Precision::F32 {
@@ -61,36 +75,36 @@ pub fn linear_interleaved(w: &Interleaved, x: &[f32], t: usize, y: &mut [f32], p
     });
 }
 
+/// Calls `work` with a part of `w`, a first column of the part and a number of columns, `width` at a time, over all
+/// threads.
+pub(super) fn each_panel(w: &Interleaved, width: usize, t: usize, work: impl Fn(&Part, usize, usize) + Sync) {
+    let tiles: Vec<(&Part, usize)> =
+        w.parts.iter().flat_map(|p| (0..p.rows.div_ceil(width)).map(move |i| (p, i * width))).collect();
+    // Neighbours in one task, so that what a thread prefetches is what it reads next.
+    let together = tiles.len().div_ceil(parallel::threads() * TASKS_PER_THREAD).max(1);
+    let tasks: Vec<&[(&Part, usize)]> = tiles.chunks(together).collect();
+    let task =
+        |i: usize| tasks[i].iter().for_each(|&(part, from)| work(part, from, width.min(part.rows - from)));
+    if w.rows() * w.cols() * (t + 8) < MIN_PARALLEL {
+        (0..tasks.len()).for_each(task);
+    } else {
+        parallel::for_each(tasks.len(), task);
+    }
+}
+
 impl Job<'_> {
     fn run(self) {
-        let width = self.width();
-        let tiles: Vec<(&Part, usize)> = self
-            .w
-            .parts
-            .iter()
-            .flat_map(|p| (0..p.rows.div_ceil(width)).map(move |i| (p, i * width)))
-            .collect();
-        // Neighbours in one task, so that what a thread prefetches is what it reads next.
-        let together = tiles.len().div_ceil(parallel::threads() * TASKS_PER_THREAD).max(1);
-        let tasks: Vec<&[(&Part, usize)]> = tiles.chunks(together).collect();
-        let task = |i: usize| {
-            for &(part, from) in tasks[i] {
-                // SAFETY: this task alone has these columns of `y`.
-                unsafe { self.columns(part, from, width.min(part.rows - from)) };
-            }
-        };
-        if self.w.rows() * self.w.cols() * (self.t + 8) < MIN_PARALLEL {
-            (0..tasks.len()).for_each(task);
-        } else {
-            parallel::for_each(tasks.len(), task);
-        }
+        each_panel(self.w, self.width(), self.t, |part, from, cols| {
+            // SAFETY: this task alone has these columns of `y`.
+            unsafe { self.columns(part, from, cols) };
+        });
     }
 
     /// Columns of a task.
     fn width(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
         if self.is_fused() {
-            return fused::width(self);
+            return panels_of_task(self.t, self.w.rows()) * PANEL;
         }
         self.kernels.nr
     }
@@ -174,8 +188,8 @@ impl Job<'_> {
 /// f32 with AVX-512: codes become weights in registers and are multiplied there.
 #[cfg(target_arch = "x86_64")]
 mod fused {
-    use super::{CHAIN, Job, PANEL, Part, RECORD};
-    use crate::gemm::interleaved::x86::{affine, code, table};
+    use super::{CHAIN, FOUR_PANELS, Job, PANEL, Part, RECORD, panels_of_task};
+    use crate::gemm::interleaved::x86::{affine, code, sides, table};
     use crate::gemm::interleaved::{Layout, Line};
     use std::arch::x86_64::*;
 
@@ -185,21 +199,10 @@ mod fused {
     /// Rows of a strip: sixteen sums of the thirty-two registers.
     const STRIP: usize = 8;
 
-    /// Panels of a task with up to this many rows are four, so that there are enough independent sums; else two.
-    const FOUR_PANELS: usize = 2;
-
-    /// Outputs below which two panels a task share the work out better.
-    const MANY_OUTPUTS: usize = 1024;
-
-    /// Columns of a task.
-    pub(super) fn width(job: &Job<'_>) -> usize {
-        if job.t <= FOUR_PANELS && job.w.rows() >= MANY_OUTPUTS { 4 * PANEL } else { 2 * PANEL }
-    }
-
     /// The arguments of a kernel: some panels by a strip of rows, the whole reduction.
     struct Strip {
         layout: Layout,
-        records: [*const Line; 4],
+        panels: [*const Line; 4],
         k: usize,
         x: *const f32,
         y: *mut f32,
@@ -212,32 +215,27 @@ mod fused {
     /// As [`Job::columns`]; the processor has AVX-512.
     pub(super) unsafe fn columns(job: &Job<'_>, part: &Part, from: usize, cols: usize) {
         let (n, k, records) = (job.w.rows(), job.w.cols(), job.w.records());
-        // A panel that is not there is computed from the first one's records and not stored.
-        let first = part.panel(from / PANEL, records);
-        let panel = |i: usize| match part.panel(from / PANEL + i, records) {
-            [] => first.as_ptr(),
-            lines => lines.as_ptr(),
-        };
-        let mask = |i: usize| ((1u32 << cols.saturating_sub(i * PANEL).min(PANEL)) - 1) as __mmask16;
+        let four = panels_of_task(job.t, n) == 4;
+        let (panels, masks) = sides(part, from, cols, records);
         for i in (0..job.t).step_by(STRIP) {
             let strip = Strip {
                 layout: part.layout,
-                records: std::array::from_fn(panel),
+                panels,
                 k,
                 x: job.x[i * k..].as_ptr(),
                 y: job.y.wrapping_add(i * n + part.first_row + from),
                 ldy: n,
-                masks: std::array::from_fn(mask),
+                masks,
             };
             let rows = STRIP.min(job.t - i);
             // As many panels as the tasks were cut for, whatever the strip's rows.
-            let kernel = match (width(job) == 4 * PANEL, part.layout.wide) {
+            let kernel = match (four, part.layout.wide) {
                 (true, true) => FEW_WIDE[rows - 1],
                 (true, false) => FEW_NARROW[rows - 1],
                 (false, true) => WIDE[rows - 1],
                 (false, false) => NARROW[rows - 1],
             };
-            // SAFETY: `records` are whole panels, `x` has `rows` rows of `k`; the caller vouches for `y`.
+            // SAFETY: the panels are whole, `x` has `rows` rows of `k`; the caller vouches for `y`.
             unsafe { kernel(&strip) };
         }
     }
@@ -267,7 +265,7 @@ mod fused {
             // Row `3q + r` is addressed as `x[q] + r * k`: few pointers to advance.
             let mut x: [*const f32; 3] = [0, 3, 6].map(|m| s.x.wrapping_add(m * k + k0));
             for record in k0 / RECORD..(k0 + CHAIN).min(k) / RECORD {
-                let at = s.records.map(|r| r.wrapping_add(record * lines));
+                let at = s.panels.map(|r| r.wrapping_add(record * lines));
                 for group in 0..layout.groups {
                     let (mut scale, mut min) = ([_mm512_setzero_ps(); G], [_mm512_setzero_ps(); G]);
                     for g in 0..G {

@@ -176,7 +176,7 @@ impl Layout {
 
     /// The scales and minima of a record's group.
     #[inline(always)]
-    fn affine(self, record: &[Line], group: usize) -> ([f32; 16], [f32; 16]) {
+    pub(super) fn affine(self, record: &[Line], group: usize) -> ([f32; 16], [f32; 16]) {
         let line = group * self.affine_lines();
         if self.single {
             let floats = |line: &Line| {
@@ -263,8 +263,25 @@ impl Layout {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::{Layout, Line, RECORD};
+    use super::{Layout, Line, PANEL, Part, RECORD};
     use std::arch::x86_64::*;
+
+    /// Up to four panels from column `from` on, and which of their outputs are among `cols` columns. A panel that is
+    /// not there is the first one again: it is computed and not stored.
+    pub(in super::super) fn sides(
+        part: &Part,
+        from: usize,
+        cols: usize,
+        records: usize,
+    ) -> ([*const Line; 4], [__mmask16; 4]) {
+        let first = part.panel(from / PANEL, records);
+        let panel = |i: usize| match part.panel(from / PANEL + i, records) {
+            [] => first.as_ptr(),
+            lines => lines.as_ptr(),
+        };
+        let mask = |i: usize| ((1u32 << cols.saturating_sub(i * PANEL).min(PANEL)) - 1) as __mmask16;
+        (std::array::from_fn(panel), std::array::from_fn(mask))
+    }
 
     /// The scales and minima of a record's group.
     ///

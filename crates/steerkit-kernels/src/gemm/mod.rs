@@ -10,6 +10,8 @@
 //! subnormals as 0); elsewhere it is the f32 chain of the rounded inputs. The order is fixed on each processor, so the promise
 //! about rows, work and threads holds; that about vector widths is for f32 only.
 //!
+//! [`Precision::Int8`] is for [`linear_interleaved`] alone, which describes it; elsewhere its products are those in f32.
+//!
 //! Weights stay in their stored format: a task expands the panel of `W` that it works on into a buffer of its
 //! thread and uses it for all rows.
 
@@ -18,6 +20,7 @@ pub(crate) mod amx;
 mod bf16;
 mod driver;
 mod few;
+mod int8;
 mod interleaved;
 mod micro;
 mod pack;
@@ -70,10 +73,10 @@ pub fn linear_vjp(w: &Matrix, dy: &[f32], t: usize, dx: &mut [f32], precision: P
 
 fn multiply(w: &Matrix, operand: Operand, shape: Shape, a: &[f32], c: &mut [f32], precision: Precision) {
     let isa = Isa::current();
-    let f32_kernels = Kernels::of(isa);
+    let f32_kernels = Kernels::wide(isa);
     let pack =
         |store| move |at, nr, rows: &mut _, out: &mut _| operand.pack(isa, w, store, at, nr, rows, out);
-    if precision == Precision::F32 {
+    if precision != Precision::Bf16 {
         return driver::run(f32_kernels, shape, a, c, pack(Store::F32));
     }
     bf16::with_rounded(isa, shape, a, |pairs, a| match pairs {

@@ -290,3 +290,66 @@ fn weights_without_codes_are_not_interleaved() {
         assert!(Interleaved::new(&Matrix::stack([w(BlockFormat::Q8_0), w(format)])).is_none());
     }
 }
+
+/// `x` rounded to 8 bits in runs of 32, in numbers.
+fn rounded_to_8_bits(x: &[f32]) -> Vec<f32> {
+    let run = |run: &[f32]| {
+        let scale = run.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+        run.iter()
+            .map(|x| if scale == 0.0 { 0.0 } else { (x / scale).round_ties_even() * scale })
+            .collect::<Vec<_>>()
+    };
+    x.chunks(32).flat_map(run).collect()
+}
+
+#[test]
+fn int8_is_the_product_of_the_rounded_inputs() {
+    for (i, format) in BlockFormat::ALL.into_iter().filter(|f| f.has_codes()).enumerate() {
+        let k = if format.block_len() == 32 { [32, 576, 1568][i % 3] } else { [256, 1536][i % 2] };
+        let w = Matrix::stack([random_matrix(format, 50, k, 5), random_matrix(format, 1030, k, 6)]);
+        let (n, wide, interleaved) = (w.rows(), expanded(&w), Interleaved::new(&w).unwrap());
+        let mut x = random(6 * k, 7);
+        x[..32].fill(0.0);
+        x[40] = 3000.0;
+        let near = rounded_to_8_bits(&x);
+        let mut levels = Isa::available().map(|isa| {
+            let mut y = vec![f32::NAN; 6 * n];
+            with_isa(isa, || linear_interleaved(&interleaved, &x, 6, &mut y, Precision::Int8));
+            y
+        });
+        let y = levels.next().expect("the portable level");
+        for (i, j) in (0..6).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            // Minima are multiplied apart, so terms of the size of the largest weight cancel.
+            let most = wide[j * k..(j + 1) * k].iter().fold(0f32, |most, w| most.max(w.abs()));
+            let terms = || (0..k).map(|p| f64::from(near[i * k + p]) * f64::from(wide[j * k + p]));
+            let (want, got) = (terms().sum::<f64>(), f64::from(y[i * n + j]));
+            let size = near[i * k..(i + 1) * k].iter().map(|x| f64::from(x.abs())).sum::<f64>();
+            let bound = size * f64::from(most) * 1e-5;
+            assert!((got - want).abs() <= bound, "{format:?} ({i}, {j}): {got} for {want}, size {size}");
+        }
+        for other in levels {
+            assert_eq!(bits(&other), bits(&y), "{format:?}");
+        }
+    }
+}
+
+#[test]
+fn int8_rows_do_not_depend_on_their_company_and_pass_nan_on() {
+    let (n, k, t) = (1040, 576, 70);
+    let w = Interleaved::new(&random_matrix(BlockFormat::Q4_1, n, k, 9)).unwrap();
+    let mut x = random(t * k, 10);
+    x[5 * k + 100] = f32::NAN;
+    x[6 * k + 100] = f32::INFINITY;
+    let part = |first: usize, rows: usize| {
+        let mut y = vec![0.0; rows * n];
+        linear_interleaved(&w, &x[first * k..(first + rows) * k], rows, &mut y, Precision::Int8);
+        y
+    };
+    let all = part(0, t);
+    for (first, rows) in [(0, 1), (3, 2), (10, 3), (7, 4), (60, 5), (20, 50)] {
+        assert_eq!(bits(&part(first, rows)), bits(&all[first * n..(first + rows) * n]), "{rows} rows");
+    }
+    let finite = |row: usize| all[row * n..(row + 1) * n].iter().filter(|y| y.is_finite()).count();
+    assert_eq!((0..t).map(finite).filter(|&f| f == n).count(), t - 2);
+    assert_eq!((finite(5), finite(6)), (0, 0));
+}

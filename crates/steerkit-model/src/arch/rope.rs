@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     ModelError, Result,
-    config::{Rope, RopePairing, RopeScaling},
+    config::{LongContext, Rope, RopePairing, RopeScaling},
     hf::Json,
 };
 use serde_json::Value;
@@ -24,7 +24,8 @@ pub(super) const DEFAULT_THETA: f64 = 10_000.0;
 const BETA_FAST: f64 = 32.0;
 const BETA_SLOW: f64 = 1.0;
 
-/// The longest text: LongRoPE is computed with its short divisors, so it ends with the original context.
+/// The longest text: LongRoPE is computed with its short divisors unless asked otherwise, so it ends with the original
+/// context.
 pub(super) fn context(rope: &Rope, context: usize, original: Option<f64>) -> usize {
     match (&rope.scaling, original) {
         (RopeScaling::LongRope { .. }, Some(original)) => context.min(original as usize),
@@ -58,8 +59,15 @@ fn gguf_scaling(keys: &Keys<'_>, theta: f64, rotary_dim: usize) -> Result<RopeSc
     };
     if gguf.tensor(FACTORS_SHORT).is_some() {
         required("original_context_length")?;
-        let short = divisors(keys, FACTORS_SHORT, rotary_dim)?;
-        return Ok(RopeScaling::LongRope { short, magnitude: attn_factor.unwrap_or(1.0) });
+        let context = fields::optional_size(meta, &keys.key("context_length"), limit::CONTEXT)?;
+        let long = match (gguf.tensor(FACTORS_LONG), context) {
+            (Some(_), Some(context)) => {
+                Some(LongContext { divisors: divisors(keys, FACTORS_LONG, rotary_dim)?, context })
+            }
+            _ => None,
+        };
+        let divisors = divisors(keys, FACTORS_SHORT, rotary_dim)?;
+        return Ok(RopeScaling::LongRope { divisors, magnitude: attn_factor.unwrap_or(1.0), long });
     }
     // Older files name a factor without a type.
     let old_factor = keys.number("rope.scale_linear")?.filter(|&x| x != 1.0);
@@ -244,15 +252,21 @@ fn yarn(parameters: &Json, contexts: Contexts) -> Result<RopeScaling> {
 }
 
 fn long_rope(parameters: &Json, contexts: Contexts, rotary_dim: usize) -> Result<RopeScaling> {
-    const FIELD: &str = "short_factor";
     let half = rotary_dim / 2;
-    let numbers = parameters.get(FIELD).and_then(Value::as_array);
-    let short: Option<Vec<f32>> =
-        numbers.and_then(|n| n.iter().map(|x| x.as_f64().map(|x| x as f32).filter(|&x| x > 0.0)).collect());
-    let Some(short) = short.filter(|s| s.len() == half) else {
-        let found = numbers.map_or("nothing".to_owned(), |n| format!("{} values", n.len()));
-        return Err(parameters.wrong(FIELD, found, format!("{half} numbers above 0")));
+    let divisors = |field: &str| {
+        let numbers = parameters.get(field).and_then(Value::as_array);
+        let read: Option<Vec<f32>> = numbers
+            .and_then(|n| n.iter().map(|x| x.as_f64().map(|x| x as f32).filter(|&x| x > 0.0)).collect());
+        read.filter(|numbers| numbers.len() == half).ok_or_else(|| {
+            let found = numbers.map_or("nothing".to_owned(), |n| format!("{} values", n.len()));
+            parameters.wrong(field, found, format!("{half} numbers above 0"))
+        })
     };
+    let long = match parameters.get("long_factor") {
+        None => None,
+        Some(_) => Some(LongContext { divisors: divisors("long_factor")?, context: contexts.context }),
+    };
+    let divisors = divisors("short_factor")?;
     let original = contexts.original.unwrap_or(contexts.context) as f64;
     let stretch = contexts.context as f64 / original;
     let magnitude = match fields::optional_positive(parameters, "attention_factor")? {
@@ -260,5 +274,5 @@ fn long_rope(parameters: &Json, contexts: Contexts, rotary_dim: usize) -> Result
         None if stretch > 1.0 => (1.0 + stretch.ln() / original.ln()).sqrt(),
         None => 1.0,
     };
-    Ok(RopeScaling::LongRope { short, magnitude })
+    Ok(RopeScaling::LongRope { divisors, magnitude, long })
 }

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::config::{Rope, RopePairing};
 use crate::edit::Shift;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use steerkit_kernels::attention::{self, Heads, Run};
 use steerkit_kernels::gemm::{self, Interleaved};
@@ -17,11 +18,19 @@ use steerkit_kernels::{Matrix, Precision, logprob, mlp, norm, parallel, rope, ro
 pub(crate) struct Cpu {
     precision: Precision,
     pool: Arc<Pool>,
+    /// A text was begun: from then on matrices may be laid out for few rows.
+    writing: AtomicBool,
 }
 
 impl Cpu {
     pub(crate) fn new(precision: Precision) -> Self {
-        Self { precision, pool: Arc::default() }
+        Self { precision, pool: Arc::default(), writing: AtomicBool::new(false) }
+    }
+
+    /// Most bytes that tensors took at a time.
+    #[cfg(test)]
+    pub(crate) fn peak_bytes(&self) -> usize {
+        self.pool.lock().peak * size_of::<f32>()
     }
 
     /// A tensor whose numbers are whatever an earlier one left.
@@ -35,6 +44,9 @@ impl Cpu {
 #[derive(Default)]
 struct Pool(Mutex<Free>);
 
+/// Most numbers held above the peak of use, 64 MiB: more saves no time.
+const SLACK: usize = 1 << 24;
+
 #[derive(Default)]
 struct Free {
     /// Oldest first.
@@ -47,10 +59,10 @@ struct Free {
 }
 
 impl Free {
-    /// Lets the oldest buffers go while more memory is held than a quarter above the peak of use: batches differ a
-    /// little in size, and buffers that no longer fit anything would pile up.
+    /// Lets the oldest buffers go while more memory is held than a quarter above the peak of use, or [`SLACK`]: batches
+    /// differ a little in size, and buffers that no longer fit anything would pile up.
     fn trim(&mut self) {
-        let bound = self.peak + self.peak / 4;
+        let bound = self.peak + (self.peak / 4).min(SLACK);
         let mut drop_first = 0;
         while self.live + self.held > bound && drop_first < self.buffers.len() {
             self.held -= self.buffers[drop_first].capacity();
@@ -119,10 +131,13 @@ pub(crate) struct Weight {
 }
 
 impl Weight {
-    /// The layout for few rows if it serves a product with `rows` rows: in bf16 it also expands faster than the stored
-    /// blocks, but training alone must not pay its memory.
-    fn interleaved(&self, rows: usize, precision: Precision) -> Option<&Interleaved> {
-        if rows <= FEW_ROWS {
+    /// The layout for few rows if it serves a product with `rows` rows. In int8 it serves them all, because their bits
+    /// are its own. In bf16 it expands faster than the stored blocks, but training alone, which has a product with few rows
+    /// now and then, must not pay its memory.
+    fn interleaved(&self, rows: usize, backend: &Cpu) -> Option<&Interleaved> {
+        let precision = backend.precision;
+        let few = rows <= FEW_ROWS && backend.writing.load(Ordering::Relaxed);
+        if few || precision == Precision::Int8 {
             return self.interleaved.get_or_init(|| Interleaved::new(&self.stored)).as_ref();
         }
         self.interleaved.get().and_then(Option::as_ref).filter(|_| precision == Precision::Bf16)
@@ -210,7 +225,7 @@ impl Backend for Cpu {
 
     fn linear(&self, x: &Tensor, w: &Weight) -> Result<Tensor> {
         let (t, mut y) = (x.rows(), self.tensor(x.rows(), w.stored.rows()));
-        match w.interleaved(t, self.precision) {
+        match w.interleaved(t, self) {
             Some(w) => gemm::linear_interleaved(w, &x.data, t, &mut y.data, self.precision),
             None => gemm::linear(&w.stored, &x.data, t, &mut y.data, self.precision),
         }
@@ -290,7 +305,12 @@ impl Backend for Cpu {
     }
 
     fn new_cache(&self) -> KeyValues {
+        self.writing.store(true, Ordering::Relaxed);
         KeyValues::default()
+    }
+
+    fn cache_prefix(&self, cache: &KeyValues, len: usize) -> Result<KeyValues> {
+        Ok(cache.prefix(len))
     }
 
     fn attention_cached(
@@ -338,6 +358,13 @@ impl Backend for Cpu {
 
     fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
         rows::scale(&mut x.data, factor);
+        Ok(())
+    }
+
+    fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) -> Result<()> {
+        for (row, &factor) in x.data.chunks_exact_mut(x.width).zip(factors) {
+            rows::scale(row, factor);
+        }
         Ok(())
     }
 

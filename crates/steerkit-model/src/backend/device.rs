@@ -64,6 +64,9 @@ impl Device {
         let dtype = match precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
+            Precision::Int8 => {
+                return Err(crate::ModelError::Device("8-bit activations are for the CPU backend".into()));
+            }
         };
         Ok(Self { device, dtype })
     }
@@ -377,6 +380,11 @@ impl Backend for Device {
         None
     }
 
+    fn cache_prefix(&self, cache: &Self::Cache, len: usize) -> Result<Self::Cache> {
+        let Some((keys, values)) = cache.as_ref().filter(|_| len > 0) else { return Ok(None) };
+        Ok(Some((keys.narrow(1, 0, len)?, values.narrow(1, 0, len)?)))
+    }
+
     fn attention_cached(
         &self,
         qkv: &Tensor,
@@ -436,6 +444,11 @@ impl Backend for Device {
 
     fn scale(&self, x: &mut Tensor, factor: f32) -> Result<()> {
         *x = (&*x * f64::from(factor))?;
+        Ok(())
+    }
+
+    fn scale_rows(&self, x: &mut Tensor, factors: &[f32]) -> Result<()> {
+        *x = x.broadcast_mul(&self.upload(factors, 1)?)?;
         Ok(())
     }
 

@@ -105,6 +105,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     ) -> Result<Self::Tensor>;
 
     fn new_cache(&self) -> Self::Cache;
+    /// A copy of the first `len` keys and values of `cache`, which holds as many or more.
+    fn cache_prefix(&self, cache: &Self::Cache, len: usize) -> Result<Self::Cache>;
     /// Appends the keys and values of each text's rows to its cache, then attends over it.
     fn attention_cached(
         &self,
@@ -130,6 +132,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn add_bias(&self, x: &mut Self::Tensor, bias: &Self::Gain) -> Result<()>;
     /// `x *= factor`; its own VJP.
     fn scale(&self, x: &mut Self::Tensor, factor: f32) -> Result<()>;
+    /// Row `i` of `x` times `factors[i]`.
+    fn scale_rows(&self, x: &mut Self::Tensor, factors: &[f32]) -> Result<()>;
     /// `x ← cap · tanh(x / cap)`; its VJP is a part of [`Self::log_probs_vjp`].
     fn softcap(&self, x: &mut Self::Tensor, cap: f32) -> Result<()>;
     /// Moves some rows along the unit vector `unit_d`.

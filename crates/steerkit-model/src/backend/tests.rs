@@ -216,6 +216,7 @@ mod operations {
         b.add_bias(&mut x, &b.gain(&noise(4, d))?)?;
         results.push(("add_bias", b.download(&x)?));
         b.scale(&mut x, 1.7)?;
+        b.scale_rows(&mut x, &noise(9, t))?;
         results.push(("scale", b.download(&x)?));
         b.softcap(&mut x, 2.5)?;
         results.push(("softcap", b.download(&x)?));

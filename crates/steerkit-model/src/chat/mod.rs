@@ -95,6 +95,11 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template's source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The prompt for these messages; `add_generation_prompt` adds the beginning of the assistant's turn.
     ///
     /// # Errors

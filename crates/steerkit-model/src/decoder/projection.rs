@@ -40,6 +40,10 @@ impl<B: Backend> Adapter<B> {
         Ok(Self(all.map(upload).collect::<Result<_>>()?))
     }
 
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Its part in block `layer`.
     pub(super) fn block(&self, layer: usize) -> &[Option<LowRank<B>>] {
         if self.0.is_empty() { &[] } else { &self.0[4 * layer..4 * layer + 4] }

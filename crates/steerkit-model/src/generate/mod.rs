@@ -1,13 +1,18 @@
 //! Many texts continued at once: requests wait, run together in one batch, and leave it as they finish.
 
+mod prefix;
 mod text;
 
-use crate::sample::{Choice, Sampler, Sampling};
+use crate::sample::{Choice, Sampler, Sampling, TokenLogprob, log_probs_of};
 use crate::{Edit, Model, ModelError, Result, Run, Sequence};
+use prefix::PrefixCache;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use steerkit_kernels::parallel;
 use text::TextStream;
+
+pub use prefix::PrefixStats;
 
 /// A text to continue.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,6 +27,12 @@ pub struct Request {
     pub max_tokens: usize,
     /// Texts before which the completion ends; each up to [`MAX_STOP_BYTES`], together up to [`MAX_STOPS`].
     pub stop: Vec<String>,
+    /// How many of the most likely tokens are reported with each token.
+    pub top_logprobs: usize,
+    /// Whether the prompt's own tokens are reported ([`NewToken::prompt`]).
+    pub prompt_logprobs: bool,
+    /// Goes on after a token that ends a response.
+    pub ignore_end: bool,
 }
 
 /// Stop strings of a request at most.
@@ -80,6 +91,20 @@ pub struct NewToken {
     pub text: Option<String>,
     /// Set with the last token.
     pub finish: Option<Finish>,
+    /// The most likely tokens at its place, as many as [`Request::top_logprobs`] asks for.
+    pub top: Vec<TokenLogprob>,
+    /// With the first new token, where [`Request::prompt_logprobs`] asks for them: the prompt's tokens but the first,
+    /// which nothing predicts.
+    pub prompt: Vec<PromptToken>,
+}
+
+/// A token of a prompt as the model saw it coming.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptToken {
+    /// Log-probability of the token in nats ([`crate::Choice::logprob`]).
+    pub logprob: f32,
+    /// The most likely tokens at its place.
+    pub top: Vec<TokenLogprob>,
 }
 
 /// How much a [`Batcher`] takes on.
@@ -90,11 +115,15 @@ pub struct Limits {
     /// Prompt tokens that one step reads, over all sequences: what a running text waits for at most between two
     /// of its tokens.
     pub prompt_tokens: usize,
+    /// The same while some text is being continued, where that is fewer.
+    pub prompt_tokens_beside: usize,
+    /// Tokens of ended texts whose keys and values are kept for texts that begin alike; 0 keeps none.
+    pub cached_tokens: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { waiting: usize::MAX, prompt_tokens: 256 }
+        Self { waiting: usize::MAX, prompt_tokens: 256, prompt_tokens_beside: usize::MAX, cached_tokens: 0 }
     }
 }
 
@@ -108,17 +137,24 @@ pub struct Batcher<'m> {
     waiting: VecDeque<Text<'m>>,
     /// In the order in which they were admitted.
     running: Vec<Text<'m>>,
+    prefixes: PrefixCache,
 }
+
+/// Rows of a prompt whose logits one pass gives for one text at most.
+const SCORED_ROWS: usize = 64;
 
 impl<'m> Batcher<'m> {
     /// An empty batch of up to `max_batch` texts.
     ///
     /// # Errors
-    /// `max_batch` or `limits.prompt_tokens` of 0.
+    /// `max_batch` or a limit on prompt tokens of 0.
     pub fn new(model: &'m Model, max_batch: usize, limits: Limits) -> Result<Self> {
         at_least_one("max_batch", max_batch)?;
         at_least_one("prompt_tokens", limits.prompt_tokens)?;
-        Ok(Self { model, max_batch, limits, submitted: 0, waiting: VecDeque::new(), running: Vec::new() })
+        at_least_one("prompt_tokens_beside", limits.prompt_tokens_beside)?;
+        let (waiting, running) = (VecDeque::new(), Vec::new());
+        let prefixes = PrefixCache::new(limits.cached_tokens);
+        Ok(Self { model, max_batch, limits, submitted: 0, waiting, running, prefixes })
     }
 
     /// Puts a request at the end of the queue.
@@ -154,6 +190,21 @@ impl<'m> Batcher<'m> {
         self.running.len()
     }
 
+    /// Tokens that the sequences of the batch hold.
+    pub fn tokens_held(&self) -> usize {
+        self.running.iter().map(|text| text.sequence.len()).sum()
+    }
+
+    /// What the prefix cache did so far.
+    pub fn prefix_stats(&self) -> PrefixStats {
+        self.prefixes.stats
+    }
+
+    /// The requests in the queue, in order.
+    pub fn waiting_ids(&self) -> impl Iterator<Item = RequestId> {
+        self.waiting.iter().map(|text| text.id)
+    }
+
     /// Nothing is waiting or running.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
@@ -165,42 +216,83 @@ impl<'m> Batcher<'m> {
     /// # Errors
     /// The pass itself failed: all running texts are dropped, without events; those waiting stay.
     pub fn step(&mut self) -> Result<Vec<Event>> {
-        let free = self.max_batch - self.running.len();
-        self.running.extend(self.waiting.drain(..free.min(self.waiting.len())));
+        self.admit()?;
         let mut texts = std::mem::take(&mut self.running);
         let counts = self.counts(&texts);
-        let mut runs: Vec<Run<'_>> =
-            texts.iter_mut().zip(&counts).filter(|(_, n)| **n > 0).map(|(text, &n)| text.run(n)).collect();
+        let read = texts.iter_mut().zip(&counts).filter(|(_, n)| **n > 0);
+        let (wanted, mut runs): (Vec<usize>, Vec<Run<'_>>) =
+            read.map(|(text, &n)| (text.wanted(n), text.run(n))).unzip();
         if runs.is_empty() {
             return Ok(Vec::new());
         }
-        let mut logits = self.model.advance(&mut runs)?.into_iter();
-        let mut read: Vec<_> = texts
+        let mut logits = self.model.advance_with(&mut runs, &wanted)?.into_iter();
+        let mut passes: Vec<Pass<'m>> = texts
             .into_iter()
             .zip(counts)
-            .map(|(text, n)| (text, n, if n > 0 { logits.next() } else { None }, None))
+            .map(|(text, n)| Pass {
+                logits_rv: if n > 0 { logits.next() } else { None },
+                text,
+                n,
+                scores: Vec::new(),
+                choice: None,
+            })
             .collect();
-        parallel::for_each_mut(&mut read, |(text, n, logits_v, choice)| {
-            *choice = logits_v.take().and_then(|logits_v| text.choose(*n, logits_v));
-        });
+        self.score_prompts(&mut passes);
+        parallel::for_each_mut(&mut passes, |pass| pass.choose(self.model.config().vocab));
         let mut events = Vec::new();
-        for (text, _, _, choice) in read {
+        for Pass { mut text, choice, .. } in passes {
             let Some(choice) = choice else {
                 self.running.push(text);
                 continue;
             };
-            let (event, text) = text.next(self.model, choice);
-            events.push(event);
-            self.running.extend(text);
+            let news = choice.and_then(|chosen| guarded(|| Ok(text.next(self.model, chosen))));
+            let ended = news.as_ref().ok().map(|new| new.finish.is_some());
+            events.push(Event { id: text.id, news });
+            match ended {
+                Some(false) => self.running.push(text),
+                Some(true) => self.prefixes.keep(text.sequence),
+                None => {}
+            }
         }
         Ok(events)
+    }
+
+    /// Fills free places from the queue. What an earlier text has read of a prompt is not read again.
+    fn admit(&mut self) -> Result<()> {
+        while self.running.len() < self.max_batch {
+            let Some(mut text) = self.waiting.pop_front() else { return Ok(()) };
+            if !text.scores_prompt
+                && let Some(begun) = self.prefixes.begin(self.model, &text.unread, text.sequence.edits())?
+            {
+                text.read = begun.len();
+                text.sequence = begun;
+            }
+            self.running.push(text);
+        }
+        Ok(())
+    }
+
+    /// Log-probabilities of the prompt tokens that the rows of this pass predict.
+    fn score_prompts(&self, passes: &mut [Pass<'m>]) {
+        let rows = |(i, pass): (usize, &Pass<'m>)| (0..pass.predicted()).map(move |row| (i, row));
+        let rows: Vec<(usize, usize)> = passes.iter().enumerate().flat_map(rows).collect();
+        let vocab = self.model.config().vocab;
+        let scores = parallel::map(rows.len(), |at| {
+            let (i, row) = rows[at];
+            passes[i].score(row, vocab)
+        });
+        for ((i, _), score) in rows.into_iter().zip(scores) {
+            passes[i].scores.extend(score);
+        }
     }
 
     /// How many tokens each text reads in this step: running ones their last, the others a part of their prompts,
     /// the oldest first. Texts with the same prompt read the same part, so that what they have in common is computed
     /// once.
     fn counts(&self, texts: &[Text<'_>]) -> Vec<usize> {
-        let mut budget = self.limits.prompt_tokens;
+        let writes = texts.iter().any(|text| text.generated > 0);
+        let beside = if writes { self.limits.prompt_tokens_beside } else { usize::MAX };
+        let mut budget = self.limits.prompt_tokens.min(beside);
         let mut counts: Vec<Option<usize>> =
             texts.iter().map(|text| (text.generated > 0).then_some(1)).collect();
         for first in 0..texts.len() {
@@ -212,11 +304,76 @@ impl<'m> Batcher<'m> {
             let twins: Vec<usize> = (first..texts.len()).filter(|&i| alike(&texts[i])).collect();
             // At least one token each: a crowd of twins shall not wait for ever.
             let share = if budget == 0 { 0 } else { (budget / twins.len()).max(1) };
-            let n = share.min(prompt.len() - read);
+            let rows = if twins.iter().any(|&i| texts[i].scores_prompt) { SCORED_ROWS } else { usize::MAX };
+            let n = share.min(prompt.len() - read).min(rows);
             budget = budget.saturating_sub(n * twins.len());
             twins.iter().for_each(|&i| counts[i] = Some(n));
         }
         counts.into_iter().map(|n| n.expect("every text was counted")).collect()
+    }
+}
+
+/// Runs the computation for one text; a panic is that text's error.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(ModelError::Panicked(said.unwrap_or("a panic without a message").to_owned()))
+    })
+}
+
+/// A text in one step.
+struct Pass<'m> {
+    text: Text<'m>,
+    /// Tokens that it read.
+    n: usize,
+    /// Logits of its last rows, `[r, v]`.
+    logits_rv: Option<Result<Vec<f32>>>,
+    /// Of the prompt tokens that these rows predict.
+    scores: Vec<PromptToken>,
+    choice: Option<Result<Chosen>>,
+}
+
+/// The next token of a text, and the likeliest at its place.
+struct Chosen {
+    choice: Choice,
+    top: Vec<TokenLogprob>,
+}
+
+impl Pass<'_> {
+    /// How many tokens of the prompt the rows of this pass predict that shall be reported.
+    fn predicted(&self) -> usize {
+        let read =
+            matches!(self.logits_rv, Some(Ok(_))) && self.text.reads_prompt() && self.text.scores_prompt;
+        if read { self.n.min(self.text.unread.len() - 1 - self.text.read) } else { 0 }
+    }
+
+    fn score(&self, row: usize, vocab: usize) -> Option<PromptToken> {
+        let logits_rv = self.logits_rv.as_ref()?.as_ref().ok()?;
+        let target = self.text.unread[self.text.read + row + 1];
+        let (own, top) = log_probs_of(&logits_rv[row * vocab..][..vocab], target, self.text.top_logprobs);
+        Some(PromptToken { logprob: own.logprob, top })
+    }
+
+    /// Takes note of what was read and chooses the next token; none while some of the prompt is left.
+    fn choose(&mut self, vocab: usize) {
+        let text = &mut self.text;
+        text.read += self.n;
+        text.prompt.append(&mut self.scores);
+        self.choice = match self.logits_rv.take() {
+            None => None,
+            Some(Err(error)) => Some(Err(error)),
+            Some(Ok(_)) if text.read < text.unread.len() => None,
+            Some(Ok(logits_rv)) => Some(guarded(|| {
+                let logits_v = &logits_rv[logits_rv.len() - vocab..];
+                let choice = text.sampler.sample(logits_v)?;
+                let top = match text.top_logprobs {
+                    0 => Vec::new(),
+                    count => log_probs_of(logits_v, choice.token, count).1,
+                };
+                Ok(Chosen { choice, top })
+            })),
+        };
     }
 }
 
@@ -232,13 +389,18 @@ struct Text<'m> {
     /// New tokens at most.
     room: usize,
     sampler: Sampler,
+    top_logprobs: usize,
+    scores_prompt: bool,
+    /// The scored tokens of the prompt so far.
+    prompt: Vec<PromptToken>,
+    ignore_end: bool,
     /// None for a model without tokeniser.
     text: Option<TextStream<'m>>,
 }
 
 impl<'m> Text<'m> {
     fn new(model: &'m Model, id: RequestId, request: Request) -> Result<Self> {
-        let Request { prompt, edits, sampling, max_tokens, stop } = request;
+        let Request { prompt, edits, sampling, max_tokens, stop, .. } = request;
         if prompt.is_empty() {
             return Err(out_of_range("prompt", "empty", "one token or more"));
         }
@@ -258,6 +420,10 @@ impl<'m> Text<'m> {
             unread: prompt,
             read: 0,
             generated: 0,
+            top_logprobs: request.top_logprobs,
+            scores_prompt: request.prompt_logprobs,
+            prompt: Vec::new(),
+            ignore_end: request.ignore_end,
             text,
         })
     }
@@ -266,31 +432,29 @@ impl<'m> Text<'m> {
         Run { sequence: &mut self.sequence, tokens: &self.unread[self.read..self.read + n] }
     }
 
-    /// Chooses the next token after `n` more tokens were read; none while some of the prompt is left.
-    fn choose(&mut self, n: usize, logits_v: Result<Vec<f32>>) -> Option<Result<Choice>> {
-        self.read += n;
-        match logits_v {
-            Ok(_) if self.read < self.unread.len() => None,
-            Ok(logits_v) => Some(self.sampler.sample(&logits_v)),
-            Err(error) => Some(Err(error)),
+    fn reads_prompt(&self) -> bool {
+        self.generated == 0
+    }
+
+    /// Of how many of the next `n` tokens the logits are needed.
+    fn wanted(&self, n: usize) -> usize {
+        match self.reads_prompt() && self.scores_prompt {
+            true => n,
+            false => usize::from(self.read + n == self.unread.len()),
         }
     }
 
-    /// Takes up the next token. Gives the text back unless it ended.
-    fn next(mut self, model: &Model, choice: Result<Choice>) -> (Event, Option<Self>) {
-        let id = self.id;
-        let choice = match choice {
-            Ok(choice) => choice,
-            Err(error) => return (Event { id, news: Err(error) }, None),
-        };
-        let token = choice.token;
+    /// Takes up the next token.
+    fn next(&mut self, model: &Model, chosen: Chosen) -> NewToken {
+        let Chosen { choice: Choice { token, logprob }, top } = chosen;
         self.generated += 1;
         self.unread = vec![token];
         self.read = 0;
         let mut finish = (self.generated == self.room).then_some(Finish::Length);
         let mut piece = String::new();
         if let Some(mut stream) = self.text.take() {
-            let shown = match model.tokenizer().is_ok_and(|t| t.is_end(token)) {
+            let ends = !self.ignore_end && model.tokenizer().is_ok_and(|t| t.is_end(token));
+            let shown = match ends {
                 true => {
                     finish = Some(Finish::End);
                     Default::default()
@@ -309,8 +473,7 @@ impl<'m> Text<'m> {
             }
         }
         let text = Some(piece).filter(|p| !p.is_empty());
-        let news = Ok(NewToken { token, logprob: choice.logprob, text, finish });
-        (Event { id, news }, finish.is_none().then_some(self))
+        NewToken { token, logprob, text, finish, top, prompt: std::mem::take(&mut self.prompt) }
     }
 }
 

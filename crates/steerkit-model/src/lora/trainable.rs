@@ -33,7 +33,7 @@ impl Default for LoraSettings {
 pub struct Additions(pub(crate) Vec<Option<LowRank>>);
 
 /// Gradients with respect to `A` and `B` of every place of [`Additions`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdditionGradients(pub(crate) Vec<Option<(Vec<f32>, Vec<f32>)>>);
 
 /// One factor as PEFT stores it.

@@ -242,6 +242,11 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes of one token, which may be a part of a character.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        self.pieces.bytes(id).map(<[u8]>::to_vec).or_else(|| self.token_text(id).map(String::into_bytes))
+    }
+
     /// Whether `text` spells a control token anywhere.
     pub fn spells_control(&self, text: &str) -> bool {
         self.control.iter().any(|token| text.contains(token.as_str()))

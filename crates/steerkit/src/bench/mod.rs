@@ -40,6 +40,8 @@ pub struct TrainSpeed {
     /// The share of operations that a step saves by computing shared rows once and only the scored rows after
     /// the last attention.
     pub saved: f64,
+    /// Pages that the system mapped in a step, median over the second half of the steps; none where it does not tell.
+    pub page_faults_per_step: Option<f64>,
 }
 
 /// What to run.
@@ -81,7 +83,7 @@ pub fn train_speed(
 
     let began = Instant::now();
     let mut setup = 0.0;
-    let mut seconds = Vec::new();
+    let (mut seconds, mut faults) = (Vec::new(), Vec::new());
     train_tokens(
         Start::New,
         model,
@@ -89,12 +91,24 @@ pub fn train_speed(
         &data,
         &mut |event: Event<'_>| match event {
             Event::Caching { .. } if seconds.is_empty() => setup = began.elapsed().as_secs_f64(),
-            Event::Step { record, .. } => seconds.push(record.seconds),
+            Event::Step { record, .. } => {
+                seconds.push(record.seconds);
+                faults.extend(page_faults());
+            }
             _ => {}
         },
         cancel,
     )?;
-    Ok(summary(model.config(), bench.layer, setup, &seconds, &work))
+    let steps: Vec<f64> = faults.windows(2).map(|pair| (pair[1] - pair[0]) as f64).collect();
+    let page_faults_per_step = median(&steps[steps.len() / 2..]);
+    Ok(TrainSpeed { page_faults_per_step, ..summary(model.config(), bench.layer, setup, &seconds, &work) })
+}
+
+/// Minor page faults of this process so far, where the system tells.
+fn page_faults() -> Option<u64> {
+    let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the name in parentheses, which may hold spaces; `minflt` is the tenth.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(7)?.parse().ok()
 }
 
 fn recipe(bench: &TrainBench<'_>) -> Result<Recipe> {
@@ -193,5 +207,6 @@ fn summary(
         gflops: over(&|i| flops(&work[i]) / seconds[i] / 1e9),
         gflop_per_step: mean(&|w| flops(w) / 1e9),
         saved: 1.0 - mean(&flops) / mean(&without_sharing),
+        page_faults_per_step: None,
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn next(
     }
 }
 
-fn refuse(lines: &Lines, line: u64, text: &str, error: &serde_json::Error) -> crate::SteerError {
+pub(super) fn refuse(lines: &Lines, line: u64, text: &str, error: &serde_json::Error) -> crate::SteerError {
     let message = error.to_string();
     let found = message.split(" at line ").next().unwrap_or(&message).to_owned();
     let start = text.trim_start();

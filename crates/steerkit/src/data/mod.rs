@@ -13,11 +13,13 @@ pub mod check;
 mod classify;
 mod csv;
 mod encoding;
+pub mod generate;
 mod grams;
 mod import;
 mod jsonl;
 mod note;
 mod read;
+mod records;
 mod split;
 
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use import::{Import, Layout};
 pub use note::{Note, NoteKind};
 pub use read::{ColumnMap, Format, ReadOptions, Reader, read};
+pub use records::{Record, Records, records};
 pub use split::{Splits, sample};
 
 /// One prompt with a response that shows the target behaviour and one that shows its opposite.

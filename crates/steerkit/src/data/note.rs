@@ -121,6 +121,11 @@ impl fmt::Display for Note {
     }
 }
 
+/// Whether a text holds that of a control token.
+pub(super) fn spells_control(text: &str) -> bool {
+    CONTROL_TEXTS.iter().any(|control| text.contains(control))
+}
+
 /// The notes on `pairs`, empty kinds left out, in a fixed order.
 pub(super) fn observe(pairs: &[PreferencePair]) -> Vec<Note> {
     let mut empty = Note::new(NoteKind::EmptyCell, 0);
@@ -139,7 +144,7 @@ pub(super) fn observe(pairs: &[PreferencePair]) -> Vec<Note> {
         if pair.chosen == pair.rejected {
             equal.add(row);
         }
-        if cells.iter().any(|cell| CONTROL_TEXTS.iter().any(|text| cell.contains(text))) {
+        if cells.iter().any(|cell| spells_control(cell)) {
             control.add(row);
         }
         let new_prompt = prompts.insert(&pair.prompt);

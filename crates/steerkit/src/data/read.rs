@@ -235,7 +235,7 @@ impl Iterator for Reader {
 }
 
 /// By extension, else by the first character.
-fn format_of(path: &Path, lines: &Lines) -> Format {
+pub(super) fn format_of(path: &Path, lines: &Lines) -> Format {
     let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
     match extension.as_deref() {
         Some("jsonl" | "ndjson" | "json") => Format::Jsonl,
@@ -273,7 +273,13 @@ fn columns_of(path: &Path, line: u64, names: &[&str], map: &ColumnMap) -> Result
     Ok(columns)
 }
 
-fn missing(path: &Path, line: u64, role: &'static str, names: &[&str], wanted: &[&str]) -> SteerError {
+pub(super) fn missing(
+    path: &Path,
+    line: u64,
+    role: &'static str,
+    names: &[&str],
+    wanted: &[&str],
+) -> SteerError {
     let lower = |name: &str| name.trim().to_lowercase();
     let likeness = |name: &str| {
         let scores = wanted.iter().map(|want| strsim::jaro_winkler(&lower(name), &lower(want)));
@@ -306,7 +312,7 @@ fn missing(path: &Path, line: u64, role: &'static str, names: &[&str], wanted: &
     }))
 }
 
-fn ragged(lines: &Lines, line: u64, found: usize, headers: &[String]) -> SteerError {
+pub(super) fn ragged(lines: &Lines, line: u64, found: usize, headers: &[String]) -> SteerError {
     let cells = |n: usize| if n == 1 { "1 cell".to_owned() } else { format!("{n} cells") };
     let names: String = headers.join(", ").chars().take(200).collect();
     let hint = if found > headers.len() {

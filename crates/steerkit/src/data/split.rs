@@ -29,6 +29,11 @@ impl Splits {
     /// As [`read`]; also a folder without a training set or with two files for one split, and with `strict` prompts
     /// that are in two splits.
     pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
+        Self::open_some(path, options, true)
+    }
+
+    /// As [`Self::open`]; without `test`, a folder's test file is left alone.
+    pub(crate) fn open_some(path: &Path, options: &ReadOptions, test: bool) -> Result<Self> {
         if !path.is_dir() {
             return Ok(Self { train: read(path, options)?, valid: None, test: None });
         }
@@ -40,7 +45,7 @@ impl Splits {
         let mut splits = Self {
             train: read(&train, options)?,
             valid: open(split_file(path, &["valid", "validation"])?)?,
-            test: open(split_file(path, &["test"])?)?,
+            test: if test { open(split_file(path, &["test"])?)? } else { None },
         };
         splits.note_overlap(options.strict)?;
         Ok(splits)

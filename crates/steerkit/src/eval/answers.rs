@@ -63,7 +63,7 @@ pub fn answer(
                 edits: plan.edits(model.config(), &plan.shape(prompting, question, prompt.len())?)?,
                 sampling: request.sampling,
                 max_tokens: request.max_tokens,
-                stop: Vec::new(),
+                ..Request::default()
             });
         }
     }

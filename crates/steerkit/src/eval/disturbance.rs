@@ -17,6 +17,9 @@ const FAR: f64 = 0.25;
 /// The share of tokens that a calibration looks at.
 const PERCENTILE: f64 = 0.95;
 
+/// Texts written at the same time.
+const AT_ONCE: usize = 8;
+
 /// A prompt and the edits of its text.
 #[derive(Clone, Debug)]
 pub struct EditedPrompt {
@@ -38,36 +41,62 @@ pub fn divergences(
     cancel: &AtomicBool,
 ) -> Result<Vec<f64>> {
     let mut all = Vec::new();
-    for prompt in prompts {
-        let mut steered = model.new_sequence(prompt.edits.clone())?;
-        let mut plain = model.new_sequence(Vec::new())?;
-        let mut next = prompt.tokens.clone();
-        for _ in 0..tokens.min(model.config().context.saturating_sub(prompt.tokens.len())) {
+    for prompts in prompts.chunks(AT_ONCE) {
+        let mut texts = prompts.iter().map(|p| Text::new(model, p, tokens)).collect::<Result<Vec<_>>>()?;
+        while texts.iter().any(|text| text.left > 0) {
             if cancel.load(Ordering::Relaxed) {
                 return Err(ModelError::Interrupted.into());
             }
-            let [p, q] = both(model, &mut steered, &mut plain, &next)?;
-            all.push(divergence(&p, &q));
-            let token = likeliest(&p);
-            if model.tokenizer().is_ok_and(|t| t.is_end(token)) {
-                break;
-            }
-            next = vec![token];
+            step(model, &mut texts)?;
         }
+        all.extend(texts.into_iter().flat_map(|text| text.found));
     }
     Ok(all)
 }
 
-fn both(
-    model: &Model,
-    steered: &mut Sequence,
-    plain: &mut Sequence,
-    tokens: &[u32],
-) -> Result<[Vec<f32>; 2]> {
-    let mut runs = [Run { sequence: steered, tokens }, Run { sequence: plain, tokens }];
+/// A text that both models read.
+struct Text {
+    steered: Sequence,
+    plain: Sequence,
+    next: Vec<u32>,
+    left: usize,
+    found: Vec<f64>,
+}
+
+impl Text {
+    fn new(model: &Model, prompt: &EditedPrompt, tokens: usize) -> Result<Self> {
+        Ok(Self {
+            steered: model.new_sequence(prompt.edits.clone())?,
+            plain: model.new_sequence(Vec::new())?,
+            left: tokens.min(model.config().context.saturating_sub(prompt.tokens.len())),
+            next: prompt.tokens.clone(),
+            found: Vec::new(),
+        })
+    }
+}
+
+/// One token more of every text that goes on. A text's numbers do not depend on the others.
+fn step(model: &Model, texts: &mut [Text]) -> Result<()> {
+    let mut live: Vec<&mut Text> = texts.iter_mut().filter(|text| text.left > 0).collect();
+    let mut runs = Vec::with_capacity(2 * live.len());
+    for text in &mut live {
+        let Text { steered, plain, next, .. } = &mut **text;
+        runs.push(Run { sequence: steered, tokens: next });
+        runs.push(Run { sequence: plain, tokens: next });
+    }
     let mut logits = model.advance(&mut runs)?.into_iter();
-    let mut take = || logits.next().expect("one result per run");
-    Ok([take()?, take()?])
+    for text in live {
+        let mut take = || logits.next().expect("one result per run");
+        let (p, q) = (take()?, take()?);
+        text.found.push(divergence(&p, &q));
+        let token = likeliest(&p);
+        text.left -= 1;
+        if model.tokenizer().is_ok_and(|t| t.is_end(token)) {
+            text.left = 0;
+        }
+        text.next = vec![token];
+    }
+    Ok(())
 }
 
 fn likeliest(logits_v: &[f32]) -> u32 {

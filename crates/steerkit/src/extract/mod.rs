@@ -34,19 +34,26 @@ pub(crate) fn extract(pairs: &Prepared<'_>, recipe: &Recipe, cancel: &AtomicBool
             })?;
             pca::first_component(&differences, d, recipe.extract.pca)
         }
-        method => {
-            let (mut sum, mut n) = (vec![0f64; d], 0u32);
-            each_contrast(pairs, method, cancel, |contrast| {
-                sum.iter_mut().zip(contrast).for_each(|(s, x)| *s += x);
-                n += 1;
-            })?;
-            sum.into_iter().map(|s| (s / f64::from(n.max(1))) as f32).collect()
-        }
+        method => mean_contrast(pairs, method, cancel)?,
     };
     Ok(match recipe.extract.dose {
         Some(dose) => scaled(vector, dose * pairs.cache.residual_norm()),
         None => vector,
     })
+}
+
+/// The mean difference of the residual streams on chosen and rejected responses `[d]`.
+pub(crate) fn mean_difference(pairs: &Prepared<'_>, cancel: &AtomicBool) -> Result<Vec<f32>, Halt> {
+    mean_contrast(pairs, Method::MeanDiff, cancel)
+}
+
+fn mean_contrast(pairs: &Prepared<'_>, method: Method, cancel: &AtomicBool) -> Result<Vec<f32>, Halt> {
+    let (mut sum, mut n) = (vec![0f64; pairs.model.config().d_model], 0u32);
+    each_contrast(pairs, method, cancel, |contrast| {
+        sum.iter_mut().zip(contrast).for_each(|(s, x)| *s += x);
+        n += 1;
+    })?;
+    Ok(sum.into_iter().map(|s| (s / f64::from(n.max(1))) as f32).collect())
 }
 
 /// The vector at norm `length`; zeros stay zeros.

@@ -1,7 +1,7 @@
 //! From what a person wrote to a recipe.
 
 use super::{Method, Preset, Recipe};
-use crate::{Result, SteerError};
+use crate::{Result, SteerError, toml_text};
 use serde::Deserialize;
 use std::{
     borrow::Cow,
@@ -73,7 +73,7 @@ impl Draft {
         let recipe = Recipe::deserialize(toml::Deserializer::from(root))
             .map_err(|e| self.error(e.message(), e.span(), Some(keys.get_ref())))?;
         recipe.check().map_err(|(key, what)| {
-            let span = locate(keys.get_ref(), &key);
+            let span = toml_text::locate(keys.get_ref(), &key);
             self.error(&format!("`{key}`: {what}"), span, None)
         })?;
         Ok(recipe)
@@ -155,17 +155,8 @@ impl Draft {
 
     /// An error at `span`; `keys` gives the place of an unknown key, which serde loses inside tagged tables.
     fn error(&self, message: &str, span: Option<Range<usize>>, keys: Option<&Table<'_>>) -> SteerError {
-        let mut quoted = message.split('`').skip(1).step_by(2);
-        let found = quoted.next().unwrap_or_default();
-        let known: Vec<&str> = quoted.collect();
-        let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
-        let span = match keys {
-            Some(keys) if message.starts_with("unknown field") => locate(keys, found).or(span),
-            _ => span,
-        };
-        let hint = unknown.then(|| nearest(found, &known)).flatten().map(|n| format!("did you mean `{n}`?"));
-        let message = message.replace("unknown field", "unknown key").replace("missing field", "missing key");
-        SteerError::Recipe { place: self.place(span), message: message.trim().into(), hint }
+        let (message, span, hint) = toml_text::explain(message, span, keys);
+        SteerError::Recipe { place: self.place(span), message, hint }
     }
 
     /// `file: line 3, column 7` or `--set optimiser.lr`.
@@ -179,10 +170,7 @@ impl Draft {
                 }
             }
             Some(span) => {
-                let before = &self.text.as_bytes()[..span.start];
-                let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
-                let start = before.iter().rposition(|&b| b == b'\n').map_or(0, |p| p + 1);
-                let column = String::from_utf8_lossy(&before[start..]).chars().count() + 1;
+                let (line, column) = toml_text::line_column(&self.text, span.start);
                 format!("{file}: line {line}, column {column}")
             }
             None => file,
@@ -210,20 +198,6 @@ fn merge<'i>(table: &mut Table<'i>, defaults: Table<'i>, span: &Range<usize>) {
             }
         }
     }
-}
-
-/// Where `key` stands in the table or one inside it.
-fn locate(table: &Table<'_>, key: &str) -> Option<Range<usize>> {
-    if let Some((found, _)) = table.get_key_value(key) {
-        return Some(found.span());
-    }
-    table.values().find_map(|value| value.get_ref().as_table().and_then(|inner| locate(inner, key)))
-}
-
-/// The candidate most like `word`, if any is alike.
-fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
-    let scored = candidates.iter().map(|c| (strsim::jaro_winkler(word, c), *c));
-    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.75).map(|(_, c)| c)
 }
 
 #[cfg(test)]

@@ -353,7 +353,7 @@ impl Recipe {
     }
 
     /// Dotted keys and TOML values of everything that decides the result.
-    fn decisive(&self) -> std::collections::BTreeMap<String, String> {
+    pub(crate) fn decisive(&self) -> std::collections::BTreeMap<String, String> {
         let mut flat = std::collections::BTreeMap::new();
         let mut table = toml::Table::try_from(self).expect("a recipe is a table");
         for key in ["out", "cache", "checkpoint"] {
@@ -433,6 +433,16 @@ impl Recipe {
 }
 
 impl Recipe {
+    /// Refuses what does not make the vector of one layer, and says what it is.
+    pub(crate) fn makes_one_vector(&self) -> Result<(), String> {
+        let method = self.method.name();
+        match (self.method, &self.layers[..]) {
+            (Method::DpoLora, _) => Err(format!("the method {method:?} makes an adapter, expected a vector")),
+            (_, []) => Ok(()),
+            (_, layers) => Err(format!("`layers` = {layers:?} are trained together, expected one layer")),
+        }
+    }
+
     /// Several layers, and what goes only with them.
     fn check_layers(&self) -> Result<(), (String, String)> {
         let fault = |key: &str, what: String| Err((key.to_owned(), what));

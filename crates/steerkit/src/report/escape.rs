@@ -7,7 +7,7 @@ use std::fmt::Write;
 /// Characters that would act rather than show are replaced by a visible name: control characters other than
 /// tab and line feed, and Unicode's bidirectional controls, which can reorder the page around them
 /// ("Trojan Source", CVE-2021-42574). Zero-width characters and noncharacters are named as well.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 8);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -164,7 +164,7 @@ fn percent() -> Axis {
     Axis { format: TickFormat::Percent, range: Some((0.0, 1.0)), ..Axis::default() }
 }
 
-fn point(x: f64, estimate: Estimate) -> Point {
+pub(super) fn point(x: f64, estimate: Estimate) -> Point {
     Point { x, y: estimate.value, interval: estimate.interval }
 }
 

@@ -19,18 +19,8 @@ const POLICY: &str =
 
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {
-    let title = escape(&format!("{} on {}", capitalized(&report.run.behavior), report.run.model));
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n\
-         :root{{color-scheme:light dark;--page:#f6f8fa;{LIGHT}}}\n\
-         @media screen and (prefers-color-scheme:dark){{:root{{--page:#0d1014;{DARK}}}}}\n{RULES}{STYLE}</style>\n\
-         </head>\n<body>\n<main>\n<header>\n<p class=\"kicker\">Steering vector</p>\n<h1>{title}</h1>\n\
-         <p class=\"lead\">{}</p>\n",
-        lead(report)
-    );
+    let title = format!("{} on {}", capitalized(&report.run.behavior), report.run.model);
+    let mut out = head(&title, "Steering vector", &lead(report));
     notes(&mut out, &report.notes);
     facts(&mut out, &report.run);
     out.push_str("</header>\n");
@@ -39,15 +29,33 @@ pub(super) fn page(report: &Report) -> String {
     damage(&mut out, report);
     training(&mut out, report);
     provenance(&mut out, &report.provenance);
-    out.push_str("</main>\n</body>\n</html>\n");
+    out.push_str(END);
     out
 }
 
-fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
+/// The end of a page.
+pub(super) const END: &str = "</main>\n</body>\n</html>\n";
+
+/// The beginning of a page up to its lead, which is HTML; the header is left open.
+pub(super) fn head(title: &str, kicker: &str, lead: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n\
+         :root{{color-scheme:light dark;--page:#f6f8fa;{LIGHT}}}\n\
+         @media screen and (prefers-color-scheme:dark){{:root{{--page:#0d1014;{DARK}}}}}\n{RULES}{STYLE}</style>\n\
+         </head>\n<body>\n<main>\n<header>\n<p class=\"kicker\">{kicker}</p>\n<h1>{title}</h1>\n\
+         <p class=\"lead\">{lead}</p>\n"
+    )
+}
+
+pub(super) fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a String takes any text");
 }
 
-fn notes(out: &mut String, notes: &[String]) {
+pub(super) fn notes(out: &mut String, notes: &[String]) {
     if notes.is_empty() {
         return;
     }
@@ -74,12 +82,17 @@ fn facts(out: &mut String, run: &RunFacts) {
         ("Training time", Some(duration(run.seconds))),
         ("Seed", Some(run.seed.to_string())),
     ];
+    let facts = facts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    fact_list(out, &facts.collect::<Vec<_>>());
+}
+
+/// Names and values side by side.
+pub(super) fn fact_list(out: &mut String, facts: &[(String, String)]) {
     out.push_str("<dl class=\"facts\">\n");
     for (name, value) in facts {
-        if let Some(value) = value {
-            let class = if name == "Model" { " class=\"wide\"" } else { "" };
-            put(out, format_args!("<div{class}><dt>{name}</dt><dd>{}</dd></div>\n", escape(&value)));
-        }
+        let class = if name == "Model" { " class=\"wide\"" } else { "" };
+        let (name, value) = (escape(name), escape(value));
+        put(out, format_args!("<div{class}><dt>{name}</dt><dd>{value}</dd></div>\n"));
     }
     out.push_str("</dl>\n");
 }
@@ -143,7 +156,7 @@ fn training(out: &mut String, report: &Report) {
 }
 
 /// Figures that have data, each with its caption and its data as a table.
-fn gallery(out: &mut String, charts: &[Chart], captions: &[String]) {
+pub(super) fn gallery(out: &mut String, charts: &[Chart], captions: &[String]) {
     out.push_str("<div class=\"charts\">\n");
     for (chart, caption) in charts.iter().zip(captions).filter(|(chart, _)| !chart.is_empty()) {
         put(out, format_args!("<figure>\n{}<figcaption>{}</figcaption>\n", chart.svg(), escape(caption)));
@@ -253,13 +266,22 @@ fn dose_table(out: &mut String, report: &Report) {
     );
 }
 
-fn answers(out: &mut String, comparisons: &[Comparison], behavior: &str) {
+pub(super) fn answers(out: &mut String, comparisons: &[Comparison], behavior: &str) {
+    answers_of(out, "Answers side by side", comparisons, behavior);
+}
+
+/// A section of answers under a heading.
+pub(super) fn answers_of(out: &mut String, heading: &str, comparisons: &[Comparison], behavior: &str) {
     if comparisons.is_empty() {
         return;
     }
-    out.push_str(
-        "<section>\n<h2>Answers side by side</h2>\n<p class=\"about\">The same question, the same sampling, and only \
-         the multiplier differs. The texts are the model's own: they are examples of behaviour, not of fact.</p>\n",
+    put(
+        out,
+        format_args!(
+            "<section>\n<h2>{}</h2>\n<p class=\"about\">The same question, the same sampling, and only \
+             the multiplier differs. The texts are the model's own: they are examples of behaviour, not of fact.</p>\n",
+            escape(heading)
+        ),
     );
     for comparison in comparisons {
         put(
@@ -293,7 +315,7 @@ fn answers(out: &mut String, comparisons: &[Comparison], behavior: &str) {
     out.push_str("</section>\n");
 }
 
-fn provenance(out: &mut String, provenance: &ReportProvenance) {
+pub(super) fn provenance(out: &mut String, provenance: &ReportProvenance) {
     if *provenance == ReportProvenance::default() {
         return;
     }

@@ -6,16 +6,19 @@
 //! it are shown by name.
 
 mod chart;
-mod escape;
+pub(crate) mod escape;
 mod figures;
 mod heat_map;
 mod html;
 mod lead;
 mod number;
+mod page;
 mod scale;
+mod transfer;
 
 pub use chart::{Axis, Chart, Point, Reference, Series, Spread};
 pub use heat_map::HeatMap;
+pub use page::{Page, PageTable, Section};
 pub use scale::TickFormat;
 
 use serde::{Deserialize, Serialize};

@@ -9,14 +9,19 @@
 use super::{
     observer::{Event, Halt, Observer, check},
     pass::{Packed, TokenPair, micro_batches, pair_logps},
+    prefix::Prefix,
 };
-use crate::{checksum::crc32c, objective::PairLogps, recipe::Precision};
+use crate::{
+    checksum::crc32c,
+    objective::PairLogps,
+    recipe::{Precision, Recipe},
+};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::SystemTime,
 };
 use steerkit_model::{Keep, Model, Pass};
@@ -37,9 +42,33 @@ pub(crate) struct CachePolicy {
     pub(crate) memory: u64,
     /// Bytes that the folder may hold; the longest unused files go first.
     pub(crate) disk: u64,
+    /// What several runs made together; looked at first.
+    pub(crate) prefix: Option<Arc<Prefix>>,
+}
+
+impl CachePolicy {
+    /// What `recipe` wants.
+    pub(crate) fn of(recipe: &Recipe) -> Self {
+        Self {
+            folder: if recipe.cache.enabled { cache_folder(recipe) } else { None },
+            memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
+            disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
+            prefix: None,
+        }
+    }
+}
+
+/// The folder of cached residual streams: the recipe's, else `residuals` below `$STEERKIT_HOME`, else below the
+/// user's cache folder.
+fn cache_folder(recipe: &Recipe) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let user = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|h| h.join(".cache")));
+    let home = || variable("STEERKIT_HOME").or_else(|| user().map(|c| c.join("steerkit")));
+    recipe.cache.folder.clone().or_else(|| home().map(|h| h.join("residuals")))
 }
 
 /// What is to be cached.
+#[derive(Clone, Copy)]
 pub(crate) struct CacheRequest<'a> {
     pub(crate) model: &'a Model,
     /// The block after which the residual stream is kept; none to keep the reference log-probabilities only.
@@ -71,32 +100,77 @@ struct Entry {
 #[derive(Debug)]
 enum Rows {
     Memory(Vec<f32>),
-    Disk { file: Mutex<File>, body: u64 },
+    Disk {
+        file: Mutex<File>,
+        body: u64,
+    },
+    /// For each pair, where it lies.
+    Shared(Vec<(Arc<PairCache>, usize)>),
 }
 
 impl PairCache {
-    /// Takes the pairs from the folder of `policy` or runs them through the model.
+    /// Takes the pairs from what runs share or from the folder of `policy`, or runs them through the model.
     pub(crate) fn prepare(
         request: &CacheRequest<'_>,
         policy: &CachePolicy,
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<Self, Halt> {
-        let key = request.key();
-        let path = policy.folder.as_ref().map(|f| f.join(format!("{}.{EXTENSION}", crate::files::hex(&key))));
-        if let Some(path) = &path {
-            match Self::open(path, &key, request, policy.memory) {
-                Ok(cache) => return Ok(cache),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => observer
+        if let Some(shared) = policy.prefix.as_ref().and_then(|prefix| prefix.find(request)) {
+            return Ok(Self::select(shared, request)?);
+        }
+        let mut made = Self::prepare_all(&[*request], policy, observer, cancel)?;
+        Ok(made.pop().expect("one cache per request"))
+    }
+
+    /// One cache for each of `requests`, which differ in their ascending layers only; one without a layer
+    /// stands alone. Those that the folder of `policy`
+    /// does not have are made in one pass.
+    pub(crate) fn prepare_all(
+        requests: &[CacheRequest<'_>],
+        policy: &CachePolicy,
+        observer: &mut dyn Observer,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Self>, Halt> {
+        let (mut caches, mut missing) = (Vec::new(), Vec::new());
+        for request in requests {
+            let key = request.key();
+            let name = format!("{}.{EXTENSION}", crate::files::hex(&key));
+            let path = policy.folder.as_ref().map(|folder| folder.join(name));
+            let found = path.as_ref().map(|path| Self::open(path, &key, request, policy.memory));
+            match found {
+                Some(Ok(cache)) => {
+                    caches.push(Some(cache));
+                    continue;
+                }
+                Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => observer
                     .event(Event::Note(format!("cached residual streams are ignored and made again: {e}"))),
+                _ => {}
+            }
+            caches.push(None);
+            missing.push((*request, key, path));
+        }
+        if !missing.is_empty() {
+            let mut built = Self::build(&missing, policy, observer, cancel)?.into_iter();
+            caches.iter_mut().filter(|c| c.is_none()).for_each(|c| *c = built.next());
+            if let Some(folder) = &policy.folder {
+                prune(folder, policy.disk);
             }
         }
-        let cache = Self::build(request, &key, path.as_deref(), policy, observer, cancel)?;
-        if let Some(folder) = &policy.folder {
-            prune(folder, policy.disk);
+        Ok(caches.into_iter().flatten().collect())
+    }
+
+    /// The pairs of `request` from where they lie in other caches.
+    fn select(sources: Vec<(Arc<Self>, usize)>, request: &CacheRequest<'_>) -> io::Result<Self> {
+        let d = request.width();
+        let (mut entries, mut norms, mut rows_td) = (Vec::new(), Norms::default(), Vec::new());
+        for ((cache, i), pair) in sources.iter().zip(request.pairs) {
+            rows_td.resize(pair.rows() * d, 0f32);
+            cache.read(*i, &mut rows_td)?;
+            norms.add(pair, &rows_td, d);
+            entries.push(cache.entries[*i]);
         }
-        Ok(cache)
+        Ok(Self { d, entries, rows: Rows::Shared(sources), residual_norm: norms.median() })
     }
 
     /// Median norm of the residual stream over all rows but the first of each text, whose norm is far larger in
@@ -122,6 +196,10 @@ impl PairCache {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
                 file.seek(SeekFrom::Start(body + (first_row * self.d * 4) as u64))?;
                 read_rows(&mut *file, crc, out)
+            }
+            Rows::Shared(sources) => {
+                let (cache, place) = &sources[i];
+                cache.read(*place, out)
             }
         }
     }
@@ -173,56 +251,100 @@ impl PairCache {
         Ok(Self { d, entries, rows, residual_norm: norms.median() })
     }
 
+    /// Runs the pairs through the model once; each request gets the rows after its layer.
     fn build(
-        request: &CacheRequest<'_>,
-        key: &[u8; 32],
-        path: Option<&Path>,
+        requests: &[(CacheRequest<'_>, [u8; 32], Option<PathBuf>)],
         policy: &CachePolicy,
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
-    ) -> Result<Self, Halt> {
-        let d = request.width();
-        let keep = Self::bytes(request.pairs, d) <= policy.memory;
-        let mut writer = match path.is_some() || !keep {
-            true => tolerate(Writer::create(path, request.pairs.len()), keep, observer)?,
-            false => None,
+    ) -> Result<Vec<Self>, Halt> {
+        let CacheRequest { model, split, pairs: all, micro_batch_rows, .. } = requests[0].0;
+        let layers: Vec<usize> = requests.iter().filter_map(|(request, ..)| request.layer).collect();
+        let grow = |(request, key, path): &(CacheRequest<'_>, [u8; 32], Option<PathBuf>)| {
+            Growing::new(request, *key, path.clone(), policy)
         };
-        let (mut entries, mut kept, mut norms) = (Vec::new(), Vec::new(), Norms::default());
-        let mut first_row = 0;
-        for run in micro_batches(request.pairs.iter().map(TokenPair::rows), request.micro_batch_rows) {
+        let mut growing = requests.iter().map(grow).collect::<Vec<_>>();
+        growing.iter_mut().try_for_each(|g| g.create(all.len(), observer))?;
+        for run in micro_batches(all.iter().map(TokenPair::rows), micro_batch_rows) {
             check(cancel)?;
-            let pairs = &request.pairs[run.clone()];
+            let pairs = &all[run.clone()];
             let Packed { pack, spans, .. } = Packed::unsteered(pairs);
-            let h_td = match request.layer {
-                Some(layer) => request.model.residual(&pack, layer)?,
-                None => Vec::new(),
+            let residuals = match layers.is_empty() {
+                true => vec![Vec::new()],
+                false => model.residuals(&pack, &layers)?,
             };
-            let pass = match request.layer {
-                Some(layer) => Pass::from_residual(layer, &h_td, &pack),
+            let pass = match layers.last() {
+                Some(&top) => Pass::from_residual(top, &residuals[layers.len() - 1], &pack),
                 None => Pass::plain(&pack),
             };
-            let scores = request.model.score_pass(&pass, Keep::Nothing)?;
-            for (pair, span) in pairs.iter().zip(&spans) {
-                let rows_td = Packed::pair_rows(span, &h_td, d);
-                let bytes = le_bytes(&rows_td);
-                let reference = pair_logps(scores.logps(), span);
-                entries.push(Entry { first_row, rows: pair.rows(), crc: crc32c(&bytes), reference });
-                first_row += pair.rows();
-                norms.add(pair, &rows_td, d);
-                if keep {
-                    kept.extend_from_slice(&rows_td);
-                }
-                if let Some(w) = &mut writer
-                    && tolerate(w.body.write_all(&bytes), keep, observer)?.is_none()
-                {
-                    writer = None;
+            let scores = model.score_pass(&pass, Keep::Nothing)?;
+            for (growing, h_td) in growing.iter_mut().zip(&residuals) {
+                for (pair, span) in pairs.iter().zip(&spans) {
+                    let rows_td = Packed::pair_rows(span, h_td, growing.d);
+                    growing.add(pair, &rows_td, pair_logps(scores.logps(), span), observer)?;
                 }
             }
-            let (split, total) = (request.split, request.pairs.len());
-            observer.event(Event::Caching { split, done: run.end, total });
+            observer.event(Event::Caching { split, done: run.end, total: all.len() });
         }
+        growing.into_iter().map(|growing| growing.finish(observer)).collect()
+    }
+}
+
+/// A cache being made.
+struct Growing {
+    d: usize,
+    key: [u8; 32],
+    path: Option<PathBuf>,
+    /// Whether the rows stay in memory.
+    keep: bool,
+    writer: Option<Writer>,
+    entries: Vec<Entry>,
+    kept: Vec<f32>,
+    norms: Norms,
+    rows: usize,
+}
+
+impl Growing {
+    fn new(request: &CacheRequest<'_>, key: [u8; 32], path: Option<PathBuf>, policy: &CachePolicy) -> Self {
+        let d = request.width();
+        let keep = PairCache::bytes(request.pairs, d) <= policy.memory;
+        let (entries, kept, norms) = (Vec::new(), Vec::new(), Norms::default());
+        Self { d, key, path, keep, writer: None, entries, kept, norms, rows: 0 }
+    }
+
+    fn create(&mut self, pairs: usize, observer: &mut dyn Observer) -> Result<(), Halt> {
+        if self.path.is_some() || !self.keep {
+            self.writer = tolerate(Writer::create(self.path.as_deref(), pairs), self.keep, observer)?;
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        pair: &TokenPair,
+        rows_td: &[f32],
+        reference: PairLogps,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Halt> {
+        let bytes = le_bytes(rows_td);
+        self.entries.push(Entry { first_row: self.rows, rows: pair.rows(), crc: crc32c(&bytes), reference });
+        self.rows += pair.rows();
+        self.norms.add(pair, rows_td, self.d);
+        if self.keep {
+            self.kept.extend_from_slice(rows_td);
+        }
+        if let Some(w) = &mut self.writer
+            && tolerate(w.body.write_all(&bytes), self.keep, observer)?.is_none()
+        {
+            self.writer = None;
+        }
+        Ok(())
+    }
+
+    fn finish(self, observer: &mut dyn Observer) -> Result<PairCache, Halt> {
+        let Self { d, key, path, keep, writer, entries, kept, norms, .. } = self;
         let file = match writer {
-            Some(writer) => tolerate(writer.finish(key, &entries, path), keep, observer)?,
+            Some(writer) => tolerate(writer.finish(&key, &entries, path.as_deref()), keep, observer)?,
             None => None,
         };
         let rows = match file {
@@ -231,7 +353,7 @@ impl PairCache {
             }
             _ => Rows::Memory(kept),
         };
-        Ok(Self { d, entries, rows, residual_norm: norms.median() })
+        Ok(PairCache { d, entries, rows, residual_norm: norms.median() })
     }
 }
 

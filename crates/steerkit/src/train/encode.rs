@@ -1,7 +1,7 @@
 //! From data files to tokens.
 
 use super::{
-    Event, Observer, Order, TokenPair,
+    Event, Observer, Order, Prefix, TokenPair,
     order::{Stream, generator},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     scope::PromptShape,
 };
 use rand::seq::SliceRandom;
-use std::{collections::BTreeMap, ops::Range, path::Path};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 use steerkit_model::{LeadingSpace, Model, Prompting};
 
 /// The pairs of one split as tokens.
@@ -51,6 +51,8 @@ pub struct RunData {
     pub test: Option<TokenSet>,
     /// The order of another program's run, to be replayed; laid out by the recipe unless given.
     pub order: Option<Order>,
+    /// What several runs have in common, made once; looked at before any cache of the run's own.
+    pub prefix: Option<Arc<Prefix>>,
 }
 
 impl RunData {
@@ -60,26 +62,23 @@ impl RunData {
     /// As [`data::read`] and [`Prompting::pair`]; a pair that does not fit the length at all, or with
     /// `data.strict` one that has to be cut.
     pub fn read(model: &Model, recipe: &Recipe, observer: &mut dyn Observer) -> Result<Self> {
-        let splits = read_splits(recipe)?;
+        Self::of_splits(model, recipe, &read_splits(recipe, true)?, observer)
+    }
+
+    /// As [`Self::read`], of splits that were read before.
+    pub(crate) fn of_splits(
+        model: &Model,
+        recipe: &Recipe,
+        splits: &Splits,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         for (_, set) in splits.named() {
             let few = if set.path == splits.train.path { set.batch_note(recipe.batch) } else { None };
             for note in set.notes.iter().chain(&few) {
                 observer.event(Event::Note(format!("{}: {note}", set.path.display())));
             }
         }
-        let prompting = Prompting {
-            tokenizer: model.tokenizer()?,
-            template: model.chat_template()?,
-            system: Some(recipe.prompt.system.clone()).filter(|s| !s.is_empty()),
-            leading_space: match recipe.prompt.leading_space {
-                recipe::LeadingSpace::Auto => LeadingSpace::Template,
-                recipe::LeadingSpace::Always => LeadingSpace::Always,
-                recipe::LeadingSpace::Never => LeadingSpace::Never,
-            },
-            max_length: Some(
-                recipe.prompt.max_length.map_or(model.config().context, |n| n.min(model.config().context)),
-            ),
-        };
+        let prompting = prompting(model, recipe)?;
         let encode = |set: &Dataset, observer: &mut dyn Observer| encode(&prompting, set, recipe, observer);
         let mut train = match recipe.data.limit {
             Some(limit) => {
@@ -103,7 +102,7 @@ impl RunData {
             train = letters(&prompting, &splits.train, &train.rows, recipe, observer)?;
         }
         let test = splits.test.as_ref().map(|set| encode(set, observer)).transpose()?.map(limited);
-        Ok(Self { train, valid, test, order: None })
+        Ok(Self { train, valid, test, ..Self::default() })
     }
 
     /// Names and hashes of everything but the recipe that decides the result.
@@ -127,8 +126,25 @@ impl RunData {
     }
 }
 
-/// The recipe's files; `data.train` may be a folder with one file per split.
-fn read_splits(recipe: &Recipe) -> Result<Splits> {
+/// How the texts of `recipe` become prompts and responses of `model`.
+pub(crate) fn prompting<'m>(model: &'m Model, recipe: &Recipe) -> Result<Prompting<'m>> {
+    let context = model.config().context;
+    Ok(Prompting {
+        tokenizer: model.tokenizer()?,
+        template: model.chat_template()?,
+        system: Some(recipe.prompt.system.clone()).filter(|s| !s.is_empty()),
+        leading_space: match recipe.prompt.leading_space {
+            recipe::LeadingSpace::Auto => LeadingSpace::Template,
+            recipe::LeadingSpace::Always => LeadingSpace::Always,
+            recipe::LeadingSpace::Never => LeadingSpace::Never,
+        },
+        max_length: Some(recipe.prompt.max_length.map_or(context, |n| n.min(context))),
+    })
+}
+
+/// The recipe's files; `data.train` may be a folder with one file per split. Without `test`, the file of the test split
+/// is not opened.
+pub(crate) fn read_splits(recipe: &Recipe, test: bool) -> Result<Splits> {
     let settings = &recipe.data;
     let options = ReadOptions {
         columns: settings.columns.clone(),
@@ -137,11 +153,11 @@ fn read_splits(recipe: &Recipe) -> Result<Splits> {
         ..ReadOptions::default()
     };
     let read = |path: &Path| data::read(path, &options);
-    let mut splits = Splits::open(&settings.train, &options)?;
+    let mut splits = Splits::open_some(&settings.train, &options, test)?;
     if let Some(path) = &settings.valid {
         splits.valid = Some(read(path)?);
     }
-    if let Some(path) = &settings.test {
+    if let Some(path) = settings.test.as_ref().filter(|_| test) {
         splits.test = Some(read(path)?);
     }
     if settings.valid.is_some() || settings.test.is_some() {

@@ -4,6 +4,11 @@ use super::pass::micro_batches;
 use crate::{Result, SteerError};
 use steerkit_model::DecoderConfig;
 
+/// Bytes of freed buffers that are held at most for the next pass.
+const SLACK: u64 = 64 << 20;
+/// Bytes of a number.
+const F32: usize = 4;
+
 /// What decides the memory of a run, beside the model that is already loaded.
 #[derive(Clone, Debug)]
 pub(crate) struct Footprint<'a> {
@@ -12,36 +17,27 @@ pub(crate) struct Footprint<'a> {
     pub(crate) layer: Option<usize>,
     /// Inputs of adapted projections that a block keeps of a row.
     pub(crate) adapted: usize,
+    /// Numbers of a row of what is added after further blocks, with their gradients.
+    pub(crate) added: usize,
     /// Bytes of cached rows kept in memory.
     pub(crate) cached: u64,
-    /// Packed rows and scored tokens of each pair, by step.
+    /// Packed rows and scored tokens of each pair that is only read.
+    pub(crate) read: Vec<(usize, usize)>,
+    /// The same of each pair, by step, with all the ways in which it is steered at a time.
     pub(crate) steps: Vec<Vec<(usize, usize)>>,
 }
 
 impl Footprint<'_> {
-    /// Bytes that training takes at its peak with micro-batches of `rows` rows: the cache and the largest pass
-    /// with its gradient.
+    /// Bytes that training takes at its peak with micro-batches of `rows` rows: the cache and the largest pass.
     pub(crate) fn bytes(&self, rows: usize) -> u64 {
-        let passes = self.steps.iter().flat_map(|pairs| {
-            let runs = micro_batches(pairs.iter().map(|p| p.0), rows);
-            runs.into_iter().map(|run| {
-                let sum = |f: fn(&(usize, usize)) -> usize| pairs[run.clone()].iter().map(f).sum::<usize>();
-                self.pass_bytes(sum(|p| p.0), sum(|p| p.1))
-            })
-        });
-        self.cached + passes.max().unwrap_or(0)
-    }
-
-    /// Bytes of one pass with its gradient.
-    fn pass_bytes(&self, rows: usize, scored: usize) -> u64 {
-        let c = self.config;
-        let qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim;
-        let saved = 2 * c.d_model + qkv + 2 * c.d_ff + 2 + self.adapted;
-        let blocks = c.n_layers - self.layer.map_or(0, |layer| layer + 1);
-        // Beside what blocks keep: the edited rows, the stream and its gradient, and one block's working set.
-        let working = 6 * c.d_model + 2 * qkv + 5 * c.d_ff;
-        let head = c.vocab + 4 * c.d_model;
-        4 * (rows * (blocks * saved + working) + scored * head) as u64
+        let config = self.config;
+        let first = self.layer.map_or(0, |layer| layer + 1);
+        let gradient = |r, s| config.gradient_bytes(first, self.adapted, r, s) + r * self.added * F32;
+        let steps = self.steps.iter().map(|pairs| largest(pairs, rows, gradient));
+        let reading = largest(&self.read, rows, |r, s| config.reading_bytes(r, s) + r * self.added * F32);
+        let passes = steps.max().unwrap_or(0).max(reading) as u64;
+        // Buffers are reused for what is a little smaller.
+        self.cached + passes + (passes / 8).min(SLACK)
     }
 
     /// Refuses a run that does not fit into `available` bytes.
@@ -51,7 +47,7 @@ impl Footprint<'_> {
     pub(crate) fn check(&self, rows: usize, available: Option<u64>) -> Result<()> {
         let needed = self.bytes(rows);
         let Some(available) = available.filter(|&a| a < needed) else { return Ok(()) };
-        let one_pair = self.steps.iter().flatten().map(|p| p.0).max().unwrap_or(1);
+        let one_pair = self.steps.iter().flatten().chain(&self.read).map(|p| p.0).max().unwrap_or(1);
         let mut fitting = rows;
         while fitting > one_pair && self.bytes(fitting) > available {
             fitting = (fitting / 2).max(one_pair);
@@ -63,6 +59,13 @@ impl Footprint<'_> {
             fitting_rows: fits.then_some(fitting),
         })
     }
+}
+
+/// Most of `bytes` of rows and scored tokens over the micro-batches of `pairs`.
+fn largest(pairs: &[(usize, usize)], rows: usize, bytes: impl Fn(usize, usize) -> usize) -> usize {
+    let runs = micro_batches(pairs.iter().map(|p| p.0), rows).into_iter();
+    let sum = |pairs: &[(usize, usize)], f: fn(&(usize, usize)) -> usize| pairs.iter().map(f).sum::<usize>();
+    runs.map(|run| bytes(sum(&pairs[run.clone()], |p| p.0), sum(&pairs[run], |p| p.1))).max().unwrap_or(0)
 }
 
 /// Memory that can be taken without swapping, where the system tells.
@@ -96,8 +99,15 @@ mod tests {
             features: Features::default(),
         };
         let steps = vec![vec![(80, 40); 16], vec![(200, 100); 2]];
-        let footprint =
-            Footprint { config: &config, layer: Some(15), adapted: 0, cached: 100_000_000, steps };
+        let footprint = Footprint {
+            config: &config,
+            layer: Some(15),
+            adapted: 0,
+            added: 0,
+            cached: 100_000_000,
+            read: Vec::new(),
+            steps,
+        };
         assert!(footprint.check(4096, None).is_ok());
         assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
         let few = |available| match footprint.check(4096, Some(available)) {

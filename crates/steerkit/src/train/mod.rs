@@ -5,7 +5,7 @@
 //! sums are taken in the order of the examples, and the state is saved between steps (`checkpoint`): so the
 //! same recipe gives the same bytes, interrupted or not, whatever the number of threads or the memory at hand.
 
-mod cache;
+pub(crate) mod cache;
 mod checkpoint;
 mod encode;
 mod evaluate;
@@ -17,22 +17,35 @@ mod objective_goldens;
 pub(crate) mod observer;
 pub(crate) mod order;
 pub(crate) mod pass;
+mod prefix;
 mod run;
-mod trainee;
+mod score;
+pub(crate) mod trainee;
 #[cfg(test)]
 mod trainee_goldens;
 
 pub use encode::{RunData, TokenSet};
-pub use evaluate::EvalPoint;
+pub(crate) use encode::{prompting, read_splits};
+pub use evaluate::{EvalPoint, Measured};
 pub use lock::RunLock;
 pub use observer::{Event, Observer};
 pub use order::{Batch, Order};
 pub use pass::TokenPair;
 pub(crate) use pass::packed_rows;
+pub use prefix::Prefix;
+pub(crate) use prefix::{Need, used};
+pub(crate) use score::{plain_logps, steered_logps};
 
-use crate::{Result, recipe::Recipe, vector::SteeringVector};
+use crate::{
+    Result, SteerError,
+    recipe::{LayerChoice, Recipe},
+    vector::SteeringVector,
+};
 use serde::Serialize;
-use std::{path::PathBuf, sync::atomic::AtomicBool};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+};
 use steerkit_model::Model;
 
 /// What to do with a run folder that is not empty.
@@ -119,6 +132,34 @@ pub fn train_from(
 ) -> Result<Outcome> {
     let data = RunData::read(model, recipe, observer)?;
     train_tokens(start, model, recipe, &data, observer, cancel)
+}
+
+/// Makes one vector for each of `layers`, each a run of its own in a folder `layer-N` of the recipe's. All layers come
+/// from one pass of the pairs through the blocks below.
+///
+/// # Errors
+/// As [`train_from`], and a recipe that does not make the vector of one layer.
+pub fn train_layers(
+    start: Start,
+    model: &Model,
+    recipe: &Recipe,
+    layers: &[usize],
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Vec<Outcome>> {
+    if let Err(message) = recipe.makes_one_vector() {
+        let hint = Some("train it without --each-layer".into());
+        return Err(SteerError::Recipe { place: "several runs".into(), message, hint });
+    }
+    let mut data = RunData::read(model, recipe, observer)?;
+    let prefix = Prefix::of_layers(model, recipe, &data, layers, observer, cancel)?;
+    data.prefix = Some(Arc::new(prefix));
+    let run = |&layer: &usize| {
+        let out = recipe.out.join(format!("layer-{layer}"));
+        let recipe = Recipe { layer: LayerChoice::Block(layer), out, ..recipe.clone() };
+        train_tokens(start, model, &recipe, &data, observer, cancel)
+    };
+    layers.iter().map(run).collect()
 }
 
 /// As [`train_from`], on pairs that are tokens already.

@@ -39,6 +39,7 @@ pub(crate) enum Stream {
     LayerSearch = 4,
     Factor = 5,
     Random = 7,
+    Shots = 11,
 }
 
 /// The generator of one use of the seed.

@@ -10,7 +10,7 @@ use std::{ops::Range, sync::atomic::AtomicBool};
 use steerkit_model::{Gradients, Keep, Model, Pack, Pass, Positions, lora::Additions, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenPair {
     /// The templated prompt, with the beginning-of-text token where the model wants one.
     pub prompt: Vec<u32>,

@@ -26,7 +26,7 @@ use fs_err as fs;
 use layout::Layout;
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
@@ -168,12 +168,8 @@ impl<'a> Run<'a> {
         order.renumber(&used);
         let pairs: Vec<TokenPair> = used.iter().map(|&i| data.train.pairs[i].clone()).collect();
         let scopes = used.iter().map(|&i| recipe.scope.positions(&data.train.shape(i))).collect();
-        let policy = CachePolicy {
-            folder: if recipe.cache.enabled { cache_folder(recipe) } else { None },
-            memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
-            disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
-        };
-        let bytes = check_memory(model, &trainee, recipe, &order, &pairs, &policy)?;
+        let policy = CachePolicy { prefix: data.prefix.clone(), ..CachePolicy::of(recipe) };
+        let bytes = check_memory(model, &trainee, recipe, &order, (&pairs, data), &policy)?;
         observer.event(Event::Memory { bytes });
         let train = prepare(model, trainee, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
         let inner = train.trainee.layers().get(1..).unwrap_or_default();
@@ -372,7 +368,10 @@ impl<'a> Run<'a> {
             (None, None) => "train",
         };
         let multipliers = self.recipe.eval.multipliers.clone();
-        let eval = self.measure(split, &multipliers, Phase::Final, observer, cancel)?;
+        let eval = match multipliers.is_empty() {
+            true => Vec::new(),
+            false => self.measure(split, &multipliers, Phase::Final, observer, cancel)?,
+        };
         for point in eval.iter().filter(|p| p.multiplier > 0.0 && p.chosen < 0.0) {
             observer.event(Event::Note(format!(
                 "the chosen responses became less likely at multiplier {} ({:.2} nats on average)",
@@ -581,7 +580,7 @@ fn check_memory(
     trainee: &Trainee,
     recipe: &Recipe,
     order: &Order,
-    pairs: &[TokenPair],
+    (pairs, data): (&[TokenPair], &RunData),
     policy: &CachePolicy,
 ) -> Result<u64> {
     let (config, layer) = (model.config(), trainee.constant_up_to());
@@ -589,25 +588,21 @@ fn check_memory(
         Trainee::Vectors { .. } => 0,
         Trainee::Adapter(lora) => lora.kept_per_row(),
     };
+    let size = |p: &TokenPair| (p.rows(), p.chosen.len() + p.rejected.len());
     let views = recipe.objective.most_views();
-    let size =
-        |i: usize| (views * pairs[i].rows(), views * (pairs[i].chosen.len() + pairs[i].rejected.len()));
+    let steered = |i: usize| (views * size(&pairs[i]).0, views * size(&pairs[i]).1);
     let steps = match recipe.method == Method::Grad0 {
-        true => vec![(0..pairs.len()).map(size).collect()],
-        false => order.batches.iter().map(|b| b.pairs.iter().map(|p| size(p.0)).collect()).collect(),
+        true => vec![(0..pairs.len()).map(steered).collect()],
+        false => order.batches.iter().map(|b| b.pairs.iter().map(|p| steered(p.0)).collect()).collect(),
     };
+    let mut sets = vec![pairs];
+    sets.extend([&data.valid, &data.test].into_iter().flatten().map(|set| &set.pairs[..]));
     let width = if layer.is_some() { config.d_model } else { 0 };
-    let cached = Some(PairCache::bytes(pairs, width)).filter(|&b| b <= policy.memory);
-    let footprint = Footprint { config, layer, adapted, cached: cached.unwrap_or(0), steps };
+    let in_memory = sets.iter().map(|set| PairCache::bytes(set, width)).filter(|&b| b <= policy.memory);
+    let read = sets.iter().flat_map(|set| set.iter().map(size)).collect();
+    // Here, on the device, and their gradients.
+    let added = 3 * config.d_model * trainee.layers().len().saturating_sub(1);
+    let footprint = Footprint { config, layer, adapted, added, cached: in_memory.sum(), read, steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
-}
-
-/// The folder of cached residual streams: the recipe's, else `residuals` below `$STEERKIT_HOME`, else below the
-/// user's cache folder.
-fn cache_folder(recipe: &Recipe) -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let user = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|h| h.join(".cache")));
-    let home = || variable("STEERKIT_HOME").or_else(|| user().map(|c| c.join("steerkit")));
-    recipe.cache.folder.clone().or_else(|| home().map(|h| h.join("residuals")))
 }

@@ -28,7 +28,6 @@ pub(crate) enum Trainee {
 
 impl Trainee {
     /// One vector.
-    #[cfg(test)]
     pub(crate) fn vector(model: &Model, layer: usize) -> Self {
         Self::Vectors { layers: vec![layer], d: model.config().d_model }
     }

@@ -104,7 +104,7 @@ fn prepared<'a>(model: &'a Model, trainee: Trainee, pairs: &[Pair], scope: Token
     let pairs: Vec<TokenPair> = pairs.iter().map(pair).collect();
     let shape = |p: &TokenPair| PromptShape { len: p.prompt.len(), last_user: 0..0 };
     let scopes = pairs.iter().map(|p| scope.positions(&shape(p))).collect();
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0 };
+    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None };
     // Two pairs do not fit into one micro-batch.
     let (layer, micro_batch_rows) = (trainee.constant_up_to(), 24);
     let precision = Precision::F32;

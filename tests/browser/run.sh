@@ -1,0 +1,14 @@
+#!/bin/sh
+# Installs playwright-core and axe-core, then tests the playground: its pure logic, and the page in Chromium. Needs node 20
+# and Debian's chromium (`apt-get install chromium`; another place by CHROMIUM=/path).
+#
+#   tests/browser/run.sh                                        against the mock server
+#   STEERKIT_URL=http://127.0.0.1:8080 tests/browser/run.sh     against a running `steerkit serve` with a vector
+#
+# Pages are written as pictures to the folder SHOTS where that is set.
+set -eu
+cd "$(dirname "$0")"
+[ -d node_modules/axe-core ] && [ -d node_modules/playwright-core ] ||
+    npm install --no-audit --no-fund --no-package-lock --ignore-scripts
+node --test unit/*.test.js
+node --test page.test.js
