@@ -71,6 +71,11 @@ fn one_vector_per_layer() {
     assert_eq!(runs.iter().map(|r| r["layer"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2]);
     assert!(sandbox.path("runs/l/layer-2/vector.safetensors").exists());
     run(sandbox.steerkit(&[&args[..], &["--layer", "1"]].concat()), 2);
+    run(sandbox.steerkit(&[&args[..], &["--layers", "1,2"]].concat()), 2);
+    let mut adapter = args;
+    adapter[6] = "dpo-lora";
+    let output = run(sandbox.steerkit(&adapter), 2);
+    assert!(stderr(&output).contains("\"dpo-lora\" makes an adapter"), "{}", stderr(&output));
 }
 
 #[test]

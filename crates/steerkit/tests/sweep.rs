@@ -275,6 +275,10 @@ fn sweeps_with_mistakes_are_refused_with_their_place() {
     assert!(refused(&format!("{base}[[grid]]\nsed = [1]\n")).0.contains("unknown key `sed`"));
     let (message, _) = refused(&format!("{base}[[grid]]\nmethod = \"system-prompt\"\n"));
     assert!(message.contains("no sentences"), "{message}");
+    let (message, _) = refused(&format!("{base}[[grid]]\nmethod = [\"dpo-lora\"]\n"));
+    assert!(message.contains("\"dpo-lora\" makes an adapter"), "{message}");
+    let (message, _) = refused(&format!("{base}[[grid]]\nlayers = [[0, 2]]\n"));
+    assert!(message.contains("`layers` = [0, 2] are trained together"), "{message}");
     let variants = "[variants.set.a]\nseed = 1\n[[grid]]\nset = [\"b\"]\n";
     assert!(refused(&format!("{base}{variants}")).0.contains("expected one of a"));
     let many =
