@@ -63,15 +63,15 @@ fn an_adapter_and_vectors_of_several_layers_are_trained_and_used() {
     run(train(&sandbox, "dpo-lora", &[]), 2);
     run(train(&sandbox, "dpo-lora", &["--overwrite", "--set", "adapter.targets=[\"query\"]"]), 2);
 
-    let args = ["train", "--model", &model, "--data", "pairs.jsonl", "--layers", "0,2", "--out", "runs/two"];
+    let args = ["train", "--model", &model, "--data", "pairs.jsonl", "--layers", "1,2", "--out", "runs/two"];
     let result = last_json(&run(sandbox.steerkit(&[&args[..], &["--json"]].concat()), 0));
     assert_eq!(result["layers"][1]["layer"], json!(2));
     let steered = logprobs(&["--steer", "two=2"]);
-    assert_eq!((&steered["plan"][0]["layer"], &steered["plan"][1]["layer"]), (&json!(0), &json!(2)));
+    assert_eq!((&steered["plan"][0]["layer"], &steered["plan"][1]["layer"]), (&json!(1), &json!(2)));
     assert!(steered["logprobs"] != plain && steered["plan"][1]["relative_dose"].as_f64().unwrap() > 0.0);
     assert_eq!(logprobs(&["--steer", "two=0"])["logprobs"], plain);
     let inspected = json_lines(&run(sandbox.steerkit(&["vector", "inspect", "two", "--json"]), 0));
-    assert_eq!(inspected.iter().map(|v| v["layer"].clone()).collect::<Vec<_>>(), [json!(0), json!(2)]);
+    assert_eq!(inspected.iter().map(|v| v["layer"].clone()).collect::<Vec<_>>(), [json!(1), json!(2)]);
     run(sandbox.steerkit(&["vector", "convert", "two", "two.gguf"]), 0);
     assert_eq!(logprobs(&["--steer", "two.gguf=2", "--force"])["logprobs"], steered["logprobs"]);
     run(sandbox.steerkit(&[&args[..], &["--layer", "1"]].concat()), 2);

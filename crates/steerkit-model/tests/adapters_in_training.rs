@@ -8,7 +8,7 @@ mod support;
 use std::path::Path;
 use steerkit_model::lora::{LoraSettings, TrainableLora};
 use steerkit_model::{DeviceChoice, Keep, Model, OpenOptions, Pack, Pass, Start};
-use support::{DEVICES, golden_folders, golden_models, golden_name};
+use support::{DEVICES, golden_folders, golden_models, golden_name, long_context};
 
 /// What a pass is changed by: adapter's numbers, and rows after the second and the last block.
 struct Point {
@@ -40,8 +40,10 @@ struct Subject {
 }
 
 impl Subject {
-    fn open(path: &Path, device: DeviceChoice) -> Self {
-        let model = Model::open(path, &OpenOptions { device, ..OpenOptions::default() }).unwrap();
+    fn open(folder: &Path, path: &Path, device: DeviceChoice) -> Self {
+        let long_context = long_context(folder);
+        let options = OpenOptions { device, long_context, ..OpenOptions::default() };
+        let model = Model::open(path, &options).unwrap();
         let all = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let fused = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"];
         let settings = |targets: &[&str]| LoraSettings {
@@ -99,7 +101,7 @@ fn gradients_are_those_of_finite_differences_and_alike_everywhere() {
         let mut first: Option<Point> = None;
         for path in golden_models(&folder) {
             for &device in DEVICES {
-                let subject = Subject::open(&path, device);
+                let subject = Subject::open(&folder, &path, device);
                 let start = subject.start();
                 let (_, gradient) = subject.at(&start);
                 let (length, name) = (gradient.norm(), golden_name(&folder, &path));

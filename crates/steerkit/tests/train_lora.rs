@@ -174,11 +174,12 @@ fn several_layers_are_trained_saved_and_applied_together() {
     let point = outcome.eval.iter().find(|p| p.multiplier == 1.0).unwrap();
     assert!(mean > 0.0 && (mean - point.margin).abs() < 2.4e-4, "{mean} {point:?}");
     let gguf = folder.path().join("v.gguf");
-    interop::export(&outcome.vectors, &gguf).unwrap();
+    // Such a file has no place for block 0.
+    let above = &outcome.vectors[1..];
+    interop::export(above, &gguf).unwrap();
     let back = interop::import(&gguf, &ImportOptions::default()).unwrap().vectors;
-    assert!(
-        back.iter().zip(&outcome.vectors).all(|(a, b)| (a.layer, &a.direction) == (b.layer, &b.direction))
-    );
+    assert_eq!(back.len(), above.len());
+    assert!(back.iter().zip(above).all(|(a, b)| (a.layer, &a.direction) == (b.layer, &b.direction)));
 
     // A group lasso silences layers; what is silent is not in the file.
     let adamw = [
