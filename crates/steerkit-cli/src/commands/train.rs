@@ -28,9 +28,9 @@ struct Trained<'a> {
     norm: f64,
     relative_dose: f64,
     eval: Vec<Point>,
+    peak_rss_mb: Option<f64>,
     /// What was expected before the first step.
     memory_estimate_mb: Option<f64>,
-    peak_rss_mb: Option<f64>,
     /// Which pairs `eval` was measured on.
     split: &'a str,
     trained_pairs: usize,
