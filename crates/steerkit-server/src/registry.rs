@@ -173,7 +173,7 @@ impl Registry {
         let mut file = files::temporary_beside(&path).map_err(failed)?;
         std::io::Write::write_all(&mut file, bytes).map_err(failed)?;
         let shown = |e: String| e.replace(&file.path().display().to_string(), "the file");
-        if !bytes.get(8..9).is_some_and(|b| b == b"{") {
+        if bytes.get(8..9).is_none_or(|b| b != b"{") {
             return Err(ApiError::bad("body", "the body is no safetensors file"));
         }
         self.load(file.path(), name, (SystemTime::UNIX_EPOCH, 0))

@@ -294,10 +294,9 @@ async fn watch_vectors(app: Arc<App>) {
         tick.tick().await;
         let looking = Arc::clone(&app);
         let found = tokio::task::spawn_blocking(move || looking.registry.refresh()).await;
-        match found {
-            Ok(Ok(notes)) => notes.iter().for_each(|note| (app.log)(Log::Note(&plain(note)))),
-            // A folder that is gone keeps the vectors there were.
-            Ok(Err(_)) | Err(_) => {}
+        // A folder that is gone keeps the vectors there were.
+        if let Ok(Ok(notes)) = found {
+            notes.iter().for_each(|note| (app.log)(Log::Note(&plain(note))));
         }
     }
 }

@@ -246,7 +246,7 @@ fn pairs(folder: &Path) -> PathBuf {
 fn preference_is_zero_at_zero_and_turns_with_the_vector() {
     let (model, folder) = (model(), tempfile::tempdir().unwrap());
     let spec = spec("preference", &pairs(folder.path()));
-    let small: Vec<f32> = some_vector().direction.iter().map(|x| x * 0.01).collect();
+    let small: Vec<f32> = some_vector().direction.iter().map(|x| x * 0.001).collect();
     let subject = subject(&model, at(&vector(1, small), &[-1.0, 0.0, 1.0]));
     let got = measured(&spec, &subject);
     assert_eq!(numbers(&got["margins"][1]), [0.0; 6]);

@@ -234,10 +234,9 @@ struct Known<'a> {
 }
 
 fn list(printer: Printer) -> Outcome {
-    let mut table = Table::new(&["evaluation", "kind", "about"]);
     for spec in EvalSpec::built_in() {
-        table.row(&[spec.name.clone(), spec.task.kind().into(), spec.about.clone()]);
+        printer.line(format_args!("{:<15} {}\n    {}", spec.name, spec.task.kind(), spec.about))?;
         printer.result(&Known { name: &spec.name, kind: spec.task.kind(), about: &spec.about })?;
     }
-    printer.line(table)
+    Ok(())
 }

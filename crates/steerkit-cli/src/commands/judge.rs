@@ -210,12 +210,11 @@ fn rubrics(args: &JudgeRubrics, printer: Printer) -> Outcome {
         printer.line(annotate::instructions(&rubric).trim_end())?;
         return printer.result(&rubric);
     }
-    let mut table = Table::new(&["rubric", "task"]);
     for rubric in Rubric::all() {
-        table.row(&[rubric.name.clone(), rubric.task.clone()]);
+        printer.line(format_args!("{}\n    {}", rubric.name, rubric.task))?;
         printer.result(&rubric)?;
     }
-    printer.line(table)
+    Ok(())
 }
 
 /// What `judge sheet` wrote.

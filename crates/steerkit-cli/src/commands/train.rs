@@ -37,9 +37,9 @@ struct Trained<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     layers: &'a [LayerOutcome],
     eval: Vec<Point>,
+    peak_rss_mb: Option<f64>,
     /// What was expected before the first step.
     memory_estimate_mb: Option<f64>,
-    peak_rss_mb: Option<f64>,
     /// Which pairs `eval` was measured on.
     split: &'a str,
     trained_pairs: usize,

@@ -188,9 +188,8 @@ impl Job<'_> {
 /// f32 with AVX-512: codes become weights in registers and are multiplied there.
 #[cfg(target_arch = "x86_64")]
 mod fused {
-    use super::{CHAIN, FOUR_PANELS, Job, PANEL, Part, RECORD, panels_of_task};
-    use crate::gemm::interleaved::x86::{affine, code, sides, table};
-    use crate::gemm::interleaved::{Layout, Line};
+    use super::{CHAIN, FOUR_PANELS, Job, PANEL, Part, RECORD};
+    use crate::gemm::interleaved::x86::{Rows, Strip, affine, code, each_strip, table};
     use std::arch::x86_64::*;
 
     /// Rows up to which expanding the weights again for every eight rows is worth it.
@@ -199,45 +198,13 @@ mod fused {
     /// Rows of a strip: sixteen sums of the thirty-two registers.
     const STRIP: usize = 8;
 
-    /// The arguments of a kernel: some panels by a strip of rows, the whole reduction.
-    struct Strip {
-        layout: Layout,
-        panels: [*const Line; 4],
-        k: usize,
-        x: *const f32,
-        y: *mut f32,
-        ldy: usize,
-        /// Which outputs of the panels there are.
-        masks: [__mmask16; 4],
-    }
-
     /// # Safety
     /// As [`Job::columns`]; the processor has AVX-512.
     pub(super) unsafe fn columns(job: &Job<'_>, part: &Part, from: usize, cols: usize) {
-        let (n, k, records) = (job.w.rows(), job.w.cols(), job.w.records());
-        let four = panels_of_task(job.t, n) == 4;
-        let (panels, masks) = sides(part, from, cols, records);
-        for i in (0..job.t).step_by(STRIP) {
-            let strip = Strip {
-                layout: part.layout,
-                panels,
-                k,
-                x: job.x[i * k..].as_ptr(),
-                y: job.y.wrapping_add(i * n + part.first_row + from),
-                ldy: n,
-                masks,
-            };
-            let rows = STRIP.min(job.t - i);
-            // As many panels as the tasks were cut for, whatever the strip's rows.
-            let kernel = match (four, part.layout.wide) {
-                (true, true) => FEW_WIDE[rows - 1],
-                (true, false) => FEW_NARROW[rows - 1],
-                (false, true) => WIDE[rows - 1],
-                (false, false) => NARROW[rows - 1],
-            };
-            // SAFETY: the panels are whole, `x` has `rows` rows of `k`; the caller vouches for `y`.
-            unsafe { kernel(&strip) };
-        }
+        let kernels = [[&NARROW[..], &WIDE[..]], [&FEW_NARROW[..], &FEW_WIDE[..]]];
+        let rows = Rows { x: job.x, width: job.w.cols(), t: job.t, y: job.y };
+        // SAFETY: `x` has `t` rows; the caller vouches for `y`.
+        unsafe { each_strip(job.w, part, from, cols, STRIP, rows, kernels) };
     }
 
     macro_rules! kernels {
@@ -245,17 +212,17 @@ mod fused {
     }
 
     /// The kernel for `i + 1` rows at `i`.
-    const FEW_WIDE: [unsafe fn(&Strip); FOUR_PANELS] = kernels!(4, true: 1 2);
-    const FEW_NARROW: [unsafe fn(&Strip); FOUR_PANELS] = kernels!(4, false: 1 2);
-    const WIDE: [unsafe fn(&Strip); STRIP] = kernels!(2, true: 1 2 3 4 5 6 7 8);
-    const NARROW: [unsafe fn(&Strip); STRIP] = kernels!(2, false: 1 2 3 4 5 6 7 8);
+    const FEW_WIDE: [unsafe fn(&Strip<f32>); FOUR_PANELS] = kernels!(4, true: 1 2);
+    const FEW_NARROW: [unsafe fn(&Strip<f32>); FOUR_PANELS] = kernels!(4, false: 1 2);
+    const WIDE: [unsafe fn(&Strip<f32>); STRIP] = kernels!(2, true: 1 2 3 4 5 6 7 8);
+    const NARROW: [unsafe fn(&Strip<f32>); STRIP] = kernels!(2, false: 1 2 3 4 5 6 7 8);
 
     /// # Safety
     /// The strip's pointers are valid for `M` rows and what the masks of its first `G` panels leave.
     #[target_feature(enable = "avx512f,f16c")]
-    unsafe fn kernel<const M: usize, const G: usize, const WIDE: bool>(s: &Strip) {
+    unsafe fn kernel<const M: usize, const G: usize, const WIDE: bool>(s: &Strip<f32>) {
         let n = if WIDE { 4 } else { 8 };
-        let (layout, table, k) = (s.layout, table(), s.k);
+        let (layout, table, k) = (s.layout, table(), s.width);
         let (lines, codes_at) = (layout.lines(), layout.codes_at());
         let group_lines = RECORD / n / layout.groups;
         // The panels after these, which this thread reads next: hardware does not see that far.

@@ -208,53 +208,20 @@ fn dot_body(layout: Layout, lines: &[Line], runs: &[Run]) -> [f32; PANEL] {
 #[cfg(target_arch = "x86_64")]
 mod vnni {
     use super::{CELLS, Job, Line, PANEL, Part, Run};
-    use crate::gemm::few::{FOUR_PANELS, panels_of_task};
-    use crate::gemm::interleaved::Layout;
-    use crate::gemm::interleaved::x86::{affine, sides};
+    use crate::gemm::few::FOUR_PANELS;
+    use crate::gemm::interleaved::x86::{Rows, Strip, affine, each_strip};
     use std::arch::x86_64::*;
 
     /// Rows of a strip: with two panels sixteen of the thirty-two registers hold sums.
     const STRIP: usize = 4;
 
-    /// The arguments of a kernel: some panels by a strip of rows, the whole reduction.
-    struct Strip {
-        layout: Layout,
-        panels: [*const Line; 4],
-        records: usize,
-        runs: *const Run,
-        y: *mut f32,
-        ldy: usize,
-        /// Which outputs of the panels there are.
-        masks: [__mmask16; 4],
-    }
-
     /// # Safety
     /// As [`Job::columns`]; the processor has AVX-512 with VNNI.
     pub(super) unsafe fn columns(job: &Job<'_>, part: &Part, from: usize, cols: usize) {
-        let (n, records) = (job.w.rows(), job.w.records());
-        let four = panels_of_task(job.t, n) == 4;
-        let (panels, masks) = sides(part, from, cols, records);
-        for i in (0..job.t).step_by(STRIP) {
-            let strip = Strip {
-                layout: part.layout,
-                panels,
-                records,
-                runs: job.runs[i * records..].as_ptr(),
-                y: job.y.wrapping_add(i * n + part.first_row + from),
-                ldy: n,
-                masks,
-            };
-            let rows = STRIP.min(job.t - i);
-            // As many panels as the tasks were cut for, whatever the strip's rows.
-            let kernel = match (four, part.layout.wide) {
-                (true, true) => FEW_WIDE[rows - 1],
-                (true, false) => FEW_NARROW[rows - 1],
-                (false, true) => WIDE[rows - 1],
-                (false, false) => NARROW[rows - 1],
-            };
-            // SAFETY: the panels are whole, there are `rows` rows of runs; the caller vouches for `y`.
-            unsafe { kernel(&strip) };
-        }
+        let kernels = [[&NARROW[..], &WIDE[..]], [&FEW_NARROW[..], &FEW_WIDE[..]]];
+        let rows = Rows { x: job.runs, width: job.w.records(), t: job.t, y: job.y };
+        // SAFETY: there are `t` rows of runs; the caller vouches for `y`.
+        unsafe { each_strip(job.w, part, from, cols, STRIP, rows, kernels) };
     }
 
     macro_rules! kernels {
@@ -262,21 +229,21 @@ mod vnni {
     }
 
     /// The kernel for `i + 1` rows at `i`.
-    const FEW_WIDE: [unsafe fn(&Strip); FOUR_PANELS] = kernels!(4, true: 1 2);
-    const FEW_NARROW: [unsafe fn(&Strip); FOUR_PANELS] = kernels!(4, false: 1 2);
-    const WIDE: [unsafe fn(&Strip); STRIP] = kernels!(2, true: 1 2 3 4);
-    const NARROW: [unsafe fn(&Strip); STRIP] = kernels!(2, false: 1 2 3 4);
+    const FEW_WIDE: [unsafe fn(&Strip<Run>); FOUR_PANELS] = kernels!(4, true: 1 2);
+    const FEW_NARROW: [unsafe fn(&Strip<Run>); FOUR_PANELS] = kernels!(4, false: 1 2);
+    const WIDE: [unsafe fn(&Strip<Run>); STRIP] = kernels!(2, true: 1 2 3 4);
+    const NARROW: [unsafe fn(&Strip<Run>); STRIP] = kernels!(2, false: 1 2 3 4);
 
     /// # Safety
     /// The strip's pointers are valid for `M` rows and what the masks of its first `G` panels leave.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
-    unsafe fn kernel<const M: usize, const G: usize, const WIDE: bool>(s: &Strip) {
+    unsafe fn kernel<const M: usize, const G: usize, const WIDE: bool>(s: &Strip<Run>) {
         let mut acc = [[_mm512_setzero_ps(); G]; M];
         let lines = s.layout.lines();
-        for record in 0..s.records {
+        for record in 0..s.width {
             let at: [*const Line; G] = std::array::from_fn(|g| s.panels[g].wrapping_add(record * lines));
             // SAFETY: the strip has `M` rows of as many runs as records.
-            let runs: [&Run; M] = std::array::from_fn(|m| unsafe { &*s.runs.add(m * s.records + record) });
+            let runs: [&Run; M] = std::array::from_fn(|m| unsafe { &*s.x.add(m * s.width + record) });
             for group in 0..s.layout.groups {
                 // SAFETY: the panels have this record.
                 unsafe {
@@ -311,7 +278,7 @@ mod vnni {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     unsafe fn dots<const M: usize, const G: usize, const WIDE: bool>(
-        s: &Strip,
+        s: &Strip<Run>,
         at: [*const Line; G],
         runs: [&Run; M],
         group: usize,
@@ -319,7 +286,7 @@ mod vnni {
         let line_cells = if WIDE { 1 } else { 2 };
         let group_lines = CELLS / line_cells / s.layout.groups;
         // The panels after these, which this thread reads next: hardware does not see that far.
-        let ahead = G * s.records * s.layout.lines();
+        let ahead = G * s.width * s.layout.lines();
         let nibbles = _mm512_set1_epi8(15);
         let mut dots = [[_mm512_setzero_si512(); G]; M];
         let affine = group * s.layout.affine_lines() + ahead;

@@ -263,17 +263,72 @@ impl Layout {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use super::{Layout, Line, PANEL, Part, RECORD};
+    use super::{Interleaved, Layout, Line, PANEL, Part, RECORD};
+    use crate::gemm::few::panels_of_task;
     use std::arch::x86_64::*;
 
-    /// Up to four panels from column `from` on, and which of their outputs are among `cols` columns. A panel that is
-    /// not there is the first one again: it is computed and not stored.
-    pub(in super::super) fn sides(
+    /// Rows that panels are multiplied with, and where the products go.
+    pub(in super::super) struct Rows<'a, X> {
+        /// `t` rows of `width`.
+        pub(in super::super) x: &'a [X],
+        pub(in super::super) width: usize,
+        pub(in super::super) t: usize,
+        /// All outputs of the matrix.
+        pub(in super::super) y: *mut f32,
+    }
+
+    /// The arguments of a kernel: some panels by a strip of rows, the whole reduction.
+    pub(in super::super) struct Strip<X> {
+        pub(in super::super) layout: Layout,
+        pub(in super::super) panels: [*const Line; 4],
+        pub(in super::super) x: *const X,
+        /// Distance of the rows of `x`.
+        pub(in super::super) width: usize,
+        pub(in super::super) y: *mut f32,
+        pub(in super::super) ldy: usize,
+        /// Which outputs of the panels there are.
+        pub(in super::super) masks: [__mmask16; 4],
+    }
+
+    /// Multiplies a strip.
+    pub(in super::super) type Kernel<X> = unsafe fn(&Strip<X>);
+
+    /// Multiplies the panels of columns `from..from + cols` of a part with all rows, in strips of `height`. The kernels are
+    /// those for two panels and for four, of narrow codes and of wide ones, for one row more each.
+    ///
+    /// # Safety
+    /// The caller alone uses these columns of `y`, and the processor has the kernels' instructions.
+    pub(in super::super) unsafe fn each_strip<X>(
+        w: &Interleaved,
         part: &Part,
         from: usize,
         cols: usize,
-        records: usize,
-    ) -> ([*const Line; 4], [__mmask16; 4]) {
+        height: usize,
+        rows: Rows<'_, X>,
+        kernels: [[&[Kernel<X>]; 2]; 2],
+    ) {
+        // As many panels as the tasks were cut for, whatever the strip's rows.
+        let four = panels_of_task(rows.t, w.rows()) == 4;
+        let kernels = kernels[usize::from(four)][usize::from(part.layout.wide)];
+        let (panels, masks) = sides(part, from, cols, w.records());
+        for i in (0..rows.t).step_by(height) {
+            let strip = Strip {
+                layout: part.layout,
+                panels,
+                x: rows.x[i * rows.width..].as_ptr(),
+                width: rows.width,
+                y: rows.y.wrapping_add(i * w.rows() + part.first_row + from),
+                ldy: w.rows(),
+                masks,
+            };
+            // SAFETY: the panels are whole, `x` has the strip's rows; the caller vouches for `y`.
+            unsafe { kernels[height.min(rows.t - i) - 1](&strip) };
+        }
+    }
+
+    /// Up to four panels from column `from` on, and which of their outputs are among `cols` columns. A panel that is
+    /// not there is the first one again: it is computed and not stored.
+    fn sides(part: &Part, from: usize, cols: usize, records: usize) -> ([*const Line; 4], [__mmask16; 4]) {
         let first = part.panel(from / PANEL, records);
         let panel = |i: usize| match part.panel(from / PANEL + i, records) {
             [] => first.as_ptr(),

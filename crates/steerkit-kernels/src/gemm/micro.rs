@@ -162,9 +162,10 @@ mod x86 {
                 let mut left = t.k;
                 macro_rules! step {
                     ($p:ident) => {
-                        // SAFETY: the caller vouches for `k × nr` at `b`.
-                        let b: [_; $width] =
-                            std::array::from_fn(|h| unsafe { $load(b.add(($p * $width + h) * $lanes)) });
+                        let b: [_; $width] = std::array::from_fn(|h| {
+                            // SAFETY: the caller vouches for `k × nr` at `b`.
+                            unsafe { $load(b.add(($p * $width + h) * $lanes)) }
+                        });
                         for i in 0..M {
                             // SAFETY: the caller vouches for `rows × k` at `a`.
                             let x = $splat(unsafe { *base[i / 3].add(i % 3 * lda + $p) });

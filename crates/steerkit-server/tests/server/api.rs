@@ -127,7 +127,7 @@ fn echoed_prompts_have_the_engines_log_probabilities() {
         }
         let best = tops[prompt.len()].as_object().unwrap().values().filter_map(Value::as_f64);
         assert_eq!(best.fold(f64::NEG_INFINITY, f64::max), own[prompt.len()].unwrap(), "greedy");
-        assert_eq!(choice["text"].as_str().unwrap().is_empty(), false);
+        assert!(!choice["text"].as_str().unwrap().is_empty());
     }
     // The prompt alone.
     let mut alone = body;

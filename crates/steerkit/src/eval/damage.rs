@@ -274,8 +274,11 @@ fn all_divergences(scores: &[ContinuationScores]) -> Vec<f64> {
     scores.iter().flat_map(|scores| scores[0].divergences.iter().copied()).collect()
 }
 
+/// A file and its SHA-256.
+type Source = (PathBuf, String);
+
 /// The prompts of a file, or the built-in ones.
-fn prompts(path: Option<&Path>) -> Result<(Vec<String>, Option<(PathBuf, String)>)> {
+fn prompts(path: Option<&Path>) -> Result<(Vec<String>, Option<Source>)> {
     let Some(path) = path else { return Ok((PROMPTS.lines().map(str::to_owned).collect(), None)) };
     let records = records(path, None)?;
     let text = |row| Ok(records.text(row, "prompt", &["prompt", "question"])?.to_owned());

@@ -343,9 +343,8 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(refused(format!("id,score\n{a},\n")).contains("no score at all"));
-        assert!(
-            refused("id;score\n".into()).contains("the columns \"id;score\", expected one called \"id\"")
-        );
+        let error = refused("name,score\nx,1\n".into());
+        assert!(error.contains("no id column: found \"name\", \"score\", expected \"id\""), "{error}");
     }
 
     #[test]
