@@ -20,6 +20,15 @@ pub enum SteerError {
     #[error(transparent)]
     Model(#[from] ModelError),
 
+    /// Processes that share a run could not.
+    #[error("{message}")]
+    Ranks {
+        /// What happened, and where.
+        message: String,
+        /// What to do.
+        hint: &'static str,
+    },
+
     /// A file breaks its format.
     #[error("{path}: {place}: found {found}, expected {expected}")]
     Malformed {
@@ -279,6 +288,7 @@ impl SteerError {
         match self {
             Self::Io(_) => None,
             Self::Model(error) => error.hint(),
+            Self::Ranks { hint, .. } => Some((*hint).into()),
             Self::Ask(error) => Some(error.hint()),
             Self::Malformed { hint, .. } => hint.as_deref().map(str::to_owned),
             Self::MissingColumn(missing) => Some(missing.advice()),
@@ -348,7 +358,9 @@ impl SteerError {
             | Self::NoEvaluationData => ErrorKind::Usage,
             Self::Diverged { .. } => ErrorKind::Diverged,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
-            Self::Locked { .. } | Self::Memory { .. } | Self::Calibration { .. } => ErrorKind::Failed,
+            Self::Locked { .. } | Self::Memory { .. } | Self::Calibration { .. } | Self::Ranks { .. } => {
+                ErrorKind::Failed
+            }
         }
     }
 }

@@ -53,6 +53,7 @@ pub mod objective;
 pub mod operator;
 pub mod optim;
 pub mod plan;
+pub mod ranks;
 pub mod recipe;
 pub mod refusal;
 pub mod report;

@@ -212,10 +212,18 @@ fn prepared<'a>(
         pairs: &tokens,
         micro_batch_rows: MICRO_BATCH_ROWS,
     };
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None };
+    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None, ranks: None };
     let cache = PairCache::prepare(&request, &policy, observer, cancel)?;
     let trainee = Trainee::vector(model, layer);
-    Ok(Prepared { model, trainee, pairs: tokens, scopes, cache, micro_batch_rows: MICRO_BATCH_ROWS })
+    Ok(Prepared {
+        model,
+        trainee,
+        pairs: tokens,
+        scopes,
+        cache,
+        micro_batch_rows: MICRO_BATCH_ROWS,
+        ranks: None,
+    })
 }
 
 fn margins(

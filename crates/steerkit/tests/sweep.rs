@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use steerkit::recipe::{Draft, Recipe};
-use steerkit::sweep::{self, Progress, Results, Shard, Spec, Split};
+use steerkit::sweep::{self, Part, Progress, Results, Shard, Spec, Split};
 use steerkit::train::{Event, train, train_layers};
 use steerkit_model::prompting::Prompting;
 use steerkit_model::{Message, Model, OpenOptions, Pack};
@@ -44,7 +44,7 @@ fn spec(dir: &Path, text: &str) -> Spec {
 }
 
 /// Runs a sweep; gives the methods of the jobs that were run.
-fn run(spec: &Spec, out: &Path, shard: Shard) -> (Results, Vec<String>) {
+fn run(spec: &Spec, out: &Path, part: &Part) -> (Results, Vec<String>) {
     let mut begun = Vec::new();
     let mut watch = |news: Progress<'_>| {
         if let Progress::Begin { job, .. } = news {
@@ -53,7 +53,7 @@ fn run(spec: &Spec, out: &Path, shard: Shard) -> (Results, Vec<String>) {
     };
     let mut open = |_: &Recipe| Ok(model());
     let results =
-        sweep::run(spec, "test.toml", out, shard, &mut open, &mut watch, &AtomicBool::new(false)).unwrap();
+        sweep::run(spec, "test.toml", out, part, &mut open, &mut watch, &AtomicBool::new(false)).unwrap();
     (results, begun)
 }
 
@@ -83,7 +83,7 @@ fn shards_merge_into_the_bytes_of_one_process_and_finished_jobs_are_not_run_agai
     let dir = sandbox();
     let spec = spec(dir.path(), GRID);
     let whole = dir.path().join("whole");
-    let (results, begun) = run(&spec, &whole, Shard::default());
+    let (results, begun) = run(&spec, &whole, &Part::All);
     let table = results.valid.as_ref().unwrap();
     assert_eq!((begun.len(), table.done, table.failed, table.missing), (10, 10, 0, 0));
     assert_eq!(results.columns, ["icl.shots", "layer", "method"]);
@@ -94,18 +94,18 @@ fn shards_merge_into_the_bytes_of_one_process_and_finished_jobs_are_not_run_agai
     let bipo = &table.groups[0];
     assert_eq!((bipo.points.len(), bipo.points[1].at.as_str()), (2, "equal norm"));
     assert!(bipo.points[0].two_sided.interval.is_some());
-    assert!(run(&spec, &whole, Shard::default()).1.is_empty(), "everything was finished");
+    assert!(run(&spec, &whole, &Part::All).1.is_empty(), "everything was finished");
 
     let lost = results.valid.as_ref().unwrap().jobs[3].id.clone();
     let file = whole.join("jobs").join(&lost).join("valid.json");
     let before = read(file.clone());
     std::fs::write(&file, b"{ half a fi").unwrap();
-    assert_eq!(run(&spec, &whole, Shard::default()).1, ["mean-diff"], "the damaged one is run again");
+    assert_eq!(run(&spec, &whole, &Part::All).1, ["mean-diff"], "the damaged one is run again");
     assert_eq!(read(file), before);
 
     let parts: Vec<PathBuf> = (0..3).map(|i| dir.path().join(format!("part-{i}"))).collect();
     for (index, part) in parts.iter().enumerate() {
-        let (results, begun) = run(&spec, part, Shard { index, count: 3 });
+        let (results, begun) = run(&spec, part, &Part::Shard(Shard { index, count: 3 }));
         assert!(begun.len() < 5 && results.valid.unwrap().missing > 5);
     }
     let merged = dir.path().join("merged");
@@ -113,9 +113,9 @@ fn shards_merge_into_the_bytes_of_one_process_and_finished_jobs_are_not_run_agai
     for name in FILES {
         assert_eq!(read(merged.join(name)), read(whole.join(name)), "{name}");
     }
-    assert!(run(&spec, &merged, Shard::default()).1.is_empty(), "a merged sweep is finished");
+    assert!(run(&spec, &merged, &Part::All).1.is_empty(), "a merged sweep is finished");
     let other = self::spec(dir.path(), "[base]\n[[grid]]\nmethod = \"random\"\n");
-    run(&other, &dir.path().join("other"), Shard::default());
+    run(&other, &dir.path().join("other"), &Part::All);
     let error = sweep::merge(&[parts[0].clone(), dir.path().join("other")], &merged).unwrap_err();
     assert!(error.to_string().contains("another sweep"), "{error}");
 }
@@ -125,7 +125,7 @@ fn a_failed_job_stands_in_the_table_and_is_tried_again() {
     let dir = sandbox();
     let text = "[base]\n[[grid]]\nmethod = [\"mean-diff\", \"caa\"]\nlayer = [1, 77]\n[measure]\nkl = 0\n";
     let (spec, out) = (spec(dir.path(), text), dir.path().join("out"));
-    let (results, begun) = run(&spec, &out, Shard::default());
+    let (results, begun) = run(&spec, &out, &Part::All);
     assert_eq!(begun.len(), 2, "a layer that is not there fails before");
     let table = results.valid.as_ref().unwrap();
     assert_eq!((table.done, table.failed), (2, 2));
@@ -145,16 +145,16 @@ fn the_test_pairs_are_not_read_while_choosing() {
     let text = "report_on = \"valid\"\n[choose]\nover = [\"layer\"]\n[base]\n[[grid]]\nmethod = [\"mean-diff\", \
                 \"random\"]\nlayer = [0, 1, 2]\n[measure]\nkl = 0\n";
     let (choosing, out) = (spec(dir.path(), text), dir.path().join("out"));
-    let (results, _) = run(&choosing, &out, Shard::default());
+    let (results, _) = run(&choosing, &out, &Part::All);
     assert_eq!((results.valid.as_ref().unwrap().done, results.chosen.len()), (6, 2));
     assert!(results.test.is_none());
 
     let reporting = Spec { report_on: Split::Test, ..choosing };
-    let (results, begun) = run(&reporting, &out, Shard::default());
+    let (results, begun) = run(&reporting, &out, &Part::All);
     assert_eq!(begun.len(), 0, "an unreadable test file fails the chosen jobs, and nothing else");
     assert_eq!(results.test.as_ref().unwrap().failed, 2);
     std::fs::write(&test, &pairs).unwrap();
-    let (results, mut begun) = run(&reporting, &out, Shard::default());
+    let (results, mut begun) = run(&reporting, &out, &Part::All);
     begun.sort();
     assert_eq!(begun, ["mean-diff", "random"], "only the chosen jobs are measured");
     let (split, table) = results.reported();
@@ -209,7 +209,7 @@ fn golden_examples_in_the_context_are_whole_conversations() {
     let text = "[base]\n[[grid]]\nmethod = [\"icl\", \"system-prompt\"]\nicl.shots = 2\n\
                 system-prompt = { toward = \"Be formal.\", away = \"Be casual.\" }\n[measure]\nkl = 0\n";
     let out = dir.path().join("out");
-    run(&spec(dir.path(), text), &out, Shard::default());
+    run(&spec(dir.path(), text), &out, &Part::All);
     let model = model();
     let system = "You are a helpful, honest and concise assistant.";
     let pairs = |name: &str| -> Vec<serde_json::Value> {

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 use steerkit::SteerError;
+use steerkit::ranks;
 use steerkit::recipe::Recipe;
-use steerkit::sweep::{self, Job, Measured, Progress as News, Results, Shard, Spec};
+use steerkit::sweep::{self, Job, Measured, Part, Progress as News, Results, Spec};
 use steerkit::train::Event;
 use steerkit_model::{ErrorKind, LoraChoice, LoraMode, Model, hub};
 
@@ -30,9 +31,17 @@ pub(crate) fn run(args: &SweepArgs, printer: Printer) -> Outcome {
         return list(&spec.jobs(&name, &out)?, printer);
     }
     let cancel = signals::install()?;
-    let shard = args.shard.map_or(Shard::default(), |shard| shard.0);
+    let part = match (args.shard, ranks::join()?) {
+        (None, None) => Part::All,
+        (Some(shard), None) => Part::Shard(shard.0),
+        (None, Some(ranks)) => Part::Rank(ranks),
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage("--shard and several MPI ranks: both share out the jobs")
+                .hint("leave --shard out under mpirun"));
+        }
+    };
     let mut screen = Screen::new(printer);
-    let results = sweep::run(&spec, &name, &out, shard, &mut open, &mut |news| screen.see(&news), &cancel);
+    let results = sweep::run(&spec, &name, &out, &part, &mut open, &mut |news| screen.see(&news), &cancel);
     drop(screen);
     let results = results.map_err(|error| match error.kind() {
         ErrorKind::Interrupted => {
@@ -41,7 +50,11 @@ pub(crate) fn run(args: &SweepArgs, printer: Printer) -> Outcome {
         }
         _ => error.into(),
     })?;
-    show(&results, &out, shard.count == 1, printer)
+    ranks::leave();
+    match &part {
+        Part::Rank(ranks) if ranks.rank() > 0 => Ok(()),
+        _ => show(&results, &out, !matches!(part, Part::Shard(_)), printer),
+    }
 }
 
 /// Opens the model of a recipe.

@@ -5,12 +5,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 use steerkit::SteerError;
+use steerkit::ranks::{self, Shared};
 use steerkit::recipe::{Draft, Recipe};
 use steerkit::train::{
     EvalPoint, Event, LayerOutcome, Order, Outcome as Run, RunData, Start, TokenPair, train_layers,
     train_tokens,
 };
 use steerkit_model::{LoraChoice, LoraMode, Model, OpenOptions};
+use tempfile::TempDir;
 
 use super::training::Watch;
 use super::{model, vector};
@@ -64,7 +66,10 @@ impl From<&EvalPoint> for Point {
 pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
     let cancel = signals::install()?;
     let began = Instant::now();
-    let recipe = resolve(args)?;
+    let mut recipe = resolve(args)?;
+    let ranks = ranks::join()?;
+    let thrown_away = follower_folder(&ranks, &mut recipe, args)?;
+    let printer = if thrown_away.is_some() { Printer::new(false, true) } else { printer };
     let adapters = recipe.lora.iter().map(|text| {
         text.parse::<LoraChoice>().map_err(|why| Failure::usage(format_args!("adapter {text}: {why}")))
     });
@@ -99,12 +104,50 @@ pub(crate) fn run(args: &TrainArgs, printer: Printer) -> Outcome {
         let seconds = began.elapsed().as_secs_f64() / runs.len() as f64;
         return runs.iter().try_for_each(|run| show(run, &recipe, estimate_mb, seconds, printer));
     }
-    let data = RunData::read(&model, &recipe, &mut observer)?;
+    let mut data = RunData::read(&model, &recipe, &mut observer)?;
+    data.ranks = ranks.clone();
     preflight(&recipe, &data, printer);
     let run = train_tokens(start, &model, &recipe, &data, &mut observer, &cancel);
     drop(watch);
     let run = run.map_err(|error| explain(error, &recipe))?;
+    ranks::leave();
+    if ranks.is_some_and(|ranks| ranks.rank() > 0) {
+        return Ok(());
+    }
     show(&run, &recipe, estimate_mb, began.elapsed().as_secs_f64(), printer)
+}
+
+/// A rank that is not the first goes through the same run in a folder that is thrown away: what it would write is what
+/// rank 0 writes.
+fn follower_folder(ranks: &Shared, recipe: &mut Recipe, args: &TrainArgs) -> Outcome<Option<TempDir>> {
+    let Some(ranks) = ranks else { return Ok(None) };
+    if !args.each_layer.is_empty() {
+        return Err(Failure::usage("--each-layer under several MPI ranks")
+            .hint("a sweep over `layer` gives each rank layers of its own"));
+    }
+    let folder = (ranks.rank() > 0).then(tempfile::tempdir).transpose()?;
+    if let Some(folder) = &folder {
+        if args.resume && recipe.out.is_dir() {
+            copy_files(&recipe.out, folder.path())?;
+        }
+        recipe.out = folder.path().into();
+    }
+    // Nobody changes the run's folder before all have read it.
+    ranks.exchange(Vec::new());
+    Ok(folder)
+}
+
+fn copy_files(from: &Path, to: &Path) -> Outcome {
+    fs_err::create_dir_all(to)?;
+    for entry in fs_err::read_dir(from)? {
+        let path = entry?.path();
+        let target = to.join(path.file_name().unwrap_or_default());
+        match path.is_dir() {
+            true => copy_files(&path, &target)?,
+            false => drop(fs_err::copy(&path, &target)?),
+        }
+    }
+    Ok(())
 }
 
 /// One line on what is ahead; memory and time follow when they are known.

@@ -66,6 +66,15 @@ impl PairLogps {
     pub fn relative_to(self, reference: Self) -> Self {
         Self { chosen: self.chosen - reference.chosen, rejected: self.rejected - reference.rejected }
     }
+
+    pub(crate) fn to_numbers(self) -> [f64; 2] {
+        [self.chosen, self.rejected]
+    }
+
+    /// Of a list of [`Self::to_numbers`].
+    pub(crate) fn from_numbers(mut numbers: impl Iterator<Item = f64>) -> impl Iterator<Item = Self> {
+        std::iter::from_fn(move || Some(Self { chosen: numbers.next()?, rejected: numbers.next()? }))
+    }
 }
 
 /// What an objective knows of a pair before it is steered.

@@ -4,7 +4,7 @@
 //! computed once: one pass of the pairs gives the residual streams after all layers and the log-probabilities of the
 //! plain model ([`crate::train::Prefix`]). Every job leaves its numbers in a file of its own, so a sweep that was
 //! interrupted goes on where it stopped, one failed job does not lose the others, and shards of a sweep merge into the
-//! bytes of one process. What is chosen is chosen on validation pairs; while choosing, the test file is not opened.
+//! bytes of one process; ranks ([`crate::ranks`]) share the jobs within one folder. What is chosen is chosen on validation pairs; while choosing, the test file is not opened.
 
 mod job;
 mod page;
@@ -27,6 +27,7 @@ use steerkit_model::{ErrorKind, Model, ModelError};
 use crate::data::Splits;
 use crate::error::malformed;
 use crate::files::write_atomic;
+use crate::ranks::Ranks;
 use crate::recipe::{LayerChoice, Recipe};
 use crate::train::{Event, Need, Prefix, RunData, read_splits, used};
 use crate::{Result, SteerError};
@@ -44,10 +45,25 @@ pub struct Shard {
     pub count: usize,
 }
 
-impl Default for Shard {
+/// What of a sweep a process runs.
+#[derive(Clone, Debug, Default)]
+pub enum Part {
     /// All jobs.
-    fn default() -> Self {
-        Self { index: 0, count: 1 }
+    #[default]
+    All,
+    /// One shard of several, whose folders are merged later.
+    Shard(Shard),
+    /// A rank's share, in the folder of all ranks; rank 0 writes the tables.
+    Rank(Arc<dyn Ranks>),
+}
+
+impl Part {
+    fn shard(&self) -> Shard {
+        match self {
+            Self::All => Shard { index: 0, count: 1 },
+            Self::Shard(shard) => *shard,
+            Self::Rank(ranks) => Shard { index: ranks.rank(), count: ranks.count() },
+        }
     }
 }
 
@@ -99,7 +115,7 @@ pub fn run(
     spec: &Spec,
     name: &str,
     out: &Path,
-    shard: Shard,
+    part: &Part,
     open: &mut Open<'_>,
     watch: &mut Watch<'_>,
     cancel: &AtomicBool,
@@ -107,10 +123,12 @@ pub fn run(
     let jobs = spec.jobs(name, out)?;
     fs_err::create_dir_all(out)?;
     write_spec(spec, out)?;
+    let shard = part.shard();
     let own: Vec<&Job> = jobs.iter().skip(shard.index).step_by(shard.count).collect();
     let first = if spec.choose.is_some() { Split::Valid } else { spec.report_on };
     let mut round = Round { spec, out, open, watch, cancel };
     round.run(first, &own)?;
+    barrier(part);
     if spec.choose.is_some() && spec.report_on == Split::Test {
         let results = table::results(spec, &jobs, out);
         let chosen = results.chosen_jobs();
@@ -119,8 +137,19 @@ pub fn run(
         if results.is_complete(Split::Valid) {
             round.run(Split::Test, &of_chosen)?;
         }
+        barrier(part);
     }
-    tabulate(spec, &jobs, out)
+    match part {
+        Part::Rank(ranks) if ranks.rank() > 0 => Ok(table::results(spec, &jobs, out)),
+        _ => tabulate(spec, &jobs, out),
+    }
+}
+
+/// The numbers of all ranks are there before any rank goes on.
+fn barrier(part: &Part) {
+    if let Part::Rank(ranks) = part {
+        ranks.exchange(Vec::new());
+    }
 }
 
 /// Puts the folders of shards together in `out`, and writes the tables. Every folder must be of the same sweep.

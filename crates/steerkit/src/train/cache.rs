@@ -14,12 +14,14 @@ use super::{
 use crate::{
     checksum::crc32c,
     objective::PairLogps,
+    ranks::{self, Shared},
     recipe::{Precision, Recipe},
 };
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
     io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::SystemTime,
@@ -44,6 +46,8 @@ pub(crate) struct CachePolicy {
     pub(crate) disk: u64,
     /// What several runs made together; looked at first.
     pub(crate) prefix: Option<Arc<Prefix>>,
+    /// Who shares the passes.
+    pub(crate) ranks: Shared,
 }
 
 impl CachePolicy {
@@ -54,6 +58,7 @@ impl CachePolicy {
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
             prefix: None,
+            ranks: None,
         }
     }
 }
@@ -132,12 +137,14 @@ impl PairCache {
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<Vec<Self>, Halt> {
-        let (mut caches, mut missing) = (Vec::new(), Vec::new());
+        let path = |key: &[u8; 32]| {
+            let name = format!("{}.{EXTENSION}", crate::files::hex(key));
+            policy.folder.as_ref().map(|folder| folder.join(name))
+        };
+        let mut caches = Vec::new();
         for request in requests {
             let key = request.key();
-            let name = format!("{}.{EXTENSION}", crate::files::hex(&key));
-            let path = policy.folder.as_ref().map(|folder| folder.join(name));
-            let found = path.as_ref().map(|path| Self::open(path, &key, request, policy.memory));
+            let found = path(&key).map(|path| Self::open(&path, &key, request, policy.memory));
             match found {
                 Some(Ok(cache)) => {
                     caches.push(Some(cache));
@@ -148,12 +155,21 @@ impl PairCache {
                 _ => {}
             }
             caches.push(None);
-            missing.push((*request, key, path));
         }
+        agree(&policy.ranks, &mut caches);
+        let missing: Vec<_> = requests
+            .iter()
+            .zip(&caches)
+            .filter(|(_, cache)| cache.is_none())
+            .map(|(request, _)| {
+                let key = request.key();
+                (*request, key, path(&key).filter(|_| ranks::writes(&policy.ranks)))
+            })
+            .collect();
         if !missing.is_empty() {
             let mut built = Self::build(&missing, policy, observer, cancel)?.into_iter();
             caches.iter_mut().filter(|c| c.is_none()).for_each(|c| *c = built.next());
-            if let Some(folder) = &policy.folder {
+            if let Some(folder) = policy.folder.as_ref().filter(|_| ranks::writes(&policy.ranks)) {
                 prune(folder, policy.disk);
             }
         }
@@ -265,28 +281,60 @@ impl PairCache {
         };
         let mut growing = requests.iter().map(grow).collect::<Vec<_>>();
         growing.iter_mut().try_for_each(|g| g.create(all.len(), observer))?;
-        for run in micro_batches(all.iter().map(TokenPair::rows), micro_batch_rows) {
+        let runs = micro_batches(all.iter().map(TokenPair::rows), micro_batch_rows);
+        let pass = |run: &Range<usize>| {
             check(cancel)?;
-            let pairs = &all[run.clone()];
-            let Packed { pack, spans, .. } = Packed::unsteered(pairs);
-            let residuals = match layers.is_empty() {
-                true => vec![Vec::new()],
-                false => model.residuals(&pack, &layers)?,
-            };
-            let pass = match layers.last() {
-                Some(&top) => Pass::from_residual(top, &residuals[layers.len() - 1], &pack),
-                None => Pass::plain(&pack),
-            };
-            let scores = model.score_pass(&pass, Keep::Nothing)?;
-            for (growing, h_td) in growing.iter_mut().zip(&residuals) {
-                for (pair, span) in pairs.iter().zip(&spans) {
-                    let rows_td = Packed::pair_rows(span, h_td, growing.d);
-                    growing.add(pair, &rows_td, pair_logps(scores.logps(), span), observer)?;
+            read_pairs(model, &layers, &all[run.clone()])
+        };
+        ranks::each(&policy.ranks, &runs, pass, |run, made| {
+            let mut made = made;
+            for pair in &all[run.clone()] {
+                let (reference, rest) = made.split_at(16);
+                made = rest;
+                let reference =
+                    PairLogps::from_numbers(ranks::from_bytes(reference)).next().unwrap_or_default();
+                for growing in &mut growing {
+                    let (rows, rest) = made.split_at(pair.rows() * growing.d * 4);
+                    made = rest;
+                    growing.add(pair, rows, reference, observer)?;
                 }
             }
             observer.event(Event::Caching { split, done: run.end, total: all.len() });
-        }
+            Ok(())
+        })?;
         growing.into_iter().map(|growing| growing.finish(observer)).collect()
+    }
+}
+
+/// For each pair its reference log-probabilities and its rows after each of `layers`, as bytes.
+fn read_pairs(model: &Model, layers: &[usize], pairs: &[TokenPair]) -> Result<Vec<u8>, Halt> {
+    let Packed { pack, spans, .. } = Packed::unsteered(pairs);
+    let residuals = match layers.is_empty() {
+        true => Vec::new(),
+        false => model.residuals(&pack, layers)?,
+    };
+    let pass = match (layers.last(), residuals.last()) {
+        (Some(&top), Some(h_td)) => Pass::from_residual(top, h_td, &pack),
+        _ => Pass::plain(&pack),
+    };
+    let scores = model.score_pass(&pass, Keep::Nothing)?;
+    let d = model.config().d_model;
+    let mut bytes = Vec::new();
+    for span in &spans {
+        bytes.extend(ranks::to_bytes(pair_logps(scores.logps(), span).to_numbers()));
+        for h_td in &residuals {
+            bytes.extend(le_bytes(&Packed::pair_rows(span, h_td, d)));
+        }
+    }
+    Ok(bytes)
+}
+
+/// A cache that any rank lacks is made by all.
+fn agree(ranks: &Shared, caches: &mut [Option<PairCache>]) {
+    let Some(ranks) = ranks else { return };
+    let own = caches.iter().map(|cache| u8::from(cache.is_some())).collect();
+    for found in ranks.exchange(own) {
+        caches.iter_mut().zip(found).filter(|(_, found)| *found == 0).for_each(|(cache, _)| *cache = None);
     }
 }
 
@@ -322,19 +370,19 @@ impl Growing {
     fn add(
         &mut self,
         pair: &TokenPair,
-        rows_td: &[f32],
+        bytes: &[u8],
         reference: PairLogps,
         observer: &mut dyn Observer,
     ) -> Result<(), Halt> {
-        let bytes = le_bytes(rows_td);
-        self.entries.push(Entry { first_row: self.rows, rows: pair.rows(), crc: crc32c(&bytes), reference });
+        self.entries.push(Entry { first_row: self.rows, rows: pair.rows(), crc: crc32c(bytes), reference });
         self.rows += pair.rows();
-        self.norms.add(pair, rows_td, self.d);
+        let rows_td: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        self.norms.add(pair, &rows_td, self.d);
         if self.keep {
-            self.kept.extend_from_slice(rows_td);
+            self.kept.extend_from_slice(&rows_td);
         }
         if let Some(w) = &mut self.writer
-            && tolerate(w.body.write_all(&bytes), self.keep, observer)?.is_none()
+            && tolerate(w.body.write_all(bytes), self.keep, observer)?.is_none()
         {
             self.writer = None;
         }

@@ -10,6 +10,7 @@ use crate::{
     error::malformed,
     extract,
     files::sha256,
+    ranks::Shared,
     recipe::{self, Method, Recipe},
     scope::PromptShape,
 };
@@ -53,6 +54,8 @@ pub struct RunData {
     pub order: Option<Order>,
     /// What several runs have in common, made once; looked at before any cache of the run's own.
     pub prefix: Option<Arc<Prefix>>,
+    /// The processes that share the run.
+    pub ranks: Shared,
 }
 
 impl RunData {

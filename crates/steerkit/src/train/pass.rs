@@ -5,7 +5,10 @@ use super::{
     observer::{Halt, check},
     trainee::Trainee,
 };
-use crate::objective::{Direction, Objective, PairFacts, PairLogps, View};
+use crate::{
+    objective::{Direction, Objective, PairFacts, PairLogps, View},
+    ranks::{self, Shared},
+};
 use std::{ops::Range, sync::atomic::AtomicBool};
 use steerkit_model::{Gradients, Keep, Model, Pack, Pass, Positions, lora::Additions, pack::PairSpan};
 
@@ -121,7 +124,12 @@ pub(crate) struct Prepared<'a> {
     pub(crate) scopes: Vec<Positions>,
     pub(crate) cache: PairCache,
     pub(crate) micro_batch_rows: usize,
+    /// Who shares the passes.
+    pub(crate) ranks: Shared,
 }
+
+/// Numbers that come before the gradient in the sums of a micro-batch.
+const FACTS: usize = 3;
 
 /// Mean loss and gradient of a batch.
 #[derive(Clone, Debug)]
@@ -144,21 +152,29 @@ impl Prepared<'_> {
         v: &[f32],
         cancel: &AtomicBool,
     ) -> Result<Vec<PairLogps>, Halt> {
-        let mut all = Vec::with_capacity(items.len());
-        for run in micro_batches(items.iter().map(|i| self.pairs[i.0].rows()), self.micro_batch_rows) {
+        let runs = micro_batches(items.iter().map(|i| self.pairs[i.0].rows()), self.micro_batch_rows);
+        let pass = |run: &Range<usize>| {
             check(cancel)?;
-            let items: Vec<_> = items[run].iter().map(|&(i, scale)| (i, View::Added(scale))).collect();
+            let items: Vec<_> =
+                items[run.clone()].iter().map(|&(i, scale)| (i, View::Added(scale))).collect();
             let steered = self.steered(&items, v)?;
             let scores = self.model.score_pass(&steered.pass(), Keep::Nothing)?;
-            all.extend(steered.packed.spans.iter().map(|span| pair_logps(scores.logps(), span)));
-        }
+            let of_pair = |span| pair_logps(scores.logps(), span).to_numbers();
+            Ok(ranks::to_bytes(steered.packed.spans.iter().flat_map(of_pair)))
+        };
+        let mut all = Vec::with_capacity(items.len());
+        ranks::each(&self.ranks, &runs, pass, |_, made| {
+            all.extend(PairLogps::from_numbers(ranks::from_bytes(made)));
+            Ok(())
+        })?;
         Ok(all)
     }
 
     /// Mean loss of `batch` and its gradient with respect to `v`; `factors` are those of the batch's pairs.
     ///
-    /// Rows are summed in order, in f64. How the batch is cut into micro-batches decides which pairs share the rows of
-    /// what their prompts begin with, and so the last bits of the gradient; the recipe fixes it.
+    /// Rows are summed in order, in f64, and micro-batches in theirs, whoever computed them. How the batch is cut into
+    /// micro-batches decides which pairs share the rows of what their prompts begin with, and so the last bits of the
+    /// gradient; the recipe fixes it.
     pub(crate) fn gradient(
         &self,
         batch: &[(usize, Direction)],
@@ -167,47 +183,62 @@ impl Prepared<'_> {
         objective: &Objective,
         cancel: &AtomicBool,
     ) -> Result<BatchGradient, Halt> {
-        let (mut loss, mut margin, mut right) = (0.0, 0.0, 0usize);
-        let mut grad = vec![0f64; v.len()];
         let views: Vec<Vec<View>> =
             batch.iter().zip(factors).map(|(item, &factor)| objective.views(item.1, factor)).collect();
         let rows = batch.iter().zip(&views).map(|(item, views)| self.pairs[item.0].rows() * views.len());
-        for run in micro_batches(rows, self.micro_batch_rows) {
+        let runs = micro_batches(rows, self.micro_batch_rows);
+        let pass = |run: &Range<usize>| {
             check(cancel)?;
-            let (batch, views) = (&batch[run.clone()], &views[run]);
-            let items: Vec<_> = batch
-                .iter()
-                .zip(views)
-                .flat_map(|(item, views)| views.iter().map(|&v| (item.0, v)))
-                .collect();
-            let steered = self.steered(&items, v)?;
-            let scores = self.model.score_pass(&steered.pass(), Keep::ForVjp)?;
-            // The edited rows are not needed any more.
-            let packed = steered.into_packed();
-            let mut coef = vec![0f32; scores.logps().len()];
-            let mut of_pair = packed.spans.as_slice();
-            for (&(i, direction), views) in batch.iter().zip(views) {
-                let (spans, rest) = of_pair.split_at(views.len());
-                of_pair = rest;
-                let seen: Vec<PairLogps> =
-                    spans.iter().map(|span| pair_logps(scores.logps(), span)).collect();
-                let losses = objective.losses(&seen, &self.facts(i), direction);
-                for (span, own) in spans.iter().zip(&losses) {
-                    coef[span.chosen.clone()].fill(own.d_chosen as f32);
-                    coef[span.rejected.clone()].fill(own.d_rejected as f32);
-                    loss += own.loss;
-                }
-                let relative = seen[0].relative_to(self.cache.reference(i));
-                let toward = f64::from(direction.sign()) * relative.margin();
-                margin += toward;
-                right += usize::from(toward > 0.0);
+            let sums = self.sums(&batch[run.clone()], &views[run.clone()], v, objective)?;
+            Ok(ranks::to_bytes(sums))
+        };
+        let mut total = vec![0f64; FACTS + v.len()];
+        ranks::each(&self.ranks, &runs, pass, |_, made| {
+            total.iter_mut().zip(ranks::from_bytes(made)).for_each(|(sum, part)| *sum += part);
+            Ok(())
+        })?;
+        total.iter_mut().for_each(|sum| *sum /= batch.len() as f64);
+        let grad = total[FACTS..].iter().map(|&g| g as f32).collect();
+        Ok(BatchGradient { loss: total[0], margin: total[1], accuracy: total[2], grad })
+    }
+
+    /// Sums over the pairs of one micro-batch: loss, margin towards the direction, pairs whose margin is positive, and the
+    /// gradient of the loss.
+    fn sums(
+        &self,
+        batch: &[(usize, Direction)],
+        views: &[Vec<View>],
+        v: &[f32],
+        objective: &Objective,
+    ) -> Result<Vec<f64>, Halt> {
+        let items: Vec<_> =
+            batch.iter().zip(views).flat_map(|(item, views)| views.iter().map(|&v| (item.0, v))).collect();
+        let steered = self.steered(&items, v)?;
+        let scores = self.model.score_pass(&steered.pass(), Keep::ForVjp)?;
+        // The edited rows are not needed any more.
+        let packed = steered.into_packed();
+        let mut sums = vec![0f64; FACTS + v.len()];
+        let (facts, grad) = sums.split_at_mut(FACTS);
+        let mut coef = vec![0f32; scores.logps().len()];
+        let mut of_pair = packed.spans.as_slice();
+        for (&(i, direction), views) in batch.iter().zip(views) {
+            let (spans, rest) = of_pair.split_at(views.len());
+            of_pair = rest;
+            let seen: Vec<PairLogps> = spans.iter().map(|span| pair_logps(scores.logps(), span)).collect();
+            let losses = objective.losses(&seen, &self.facts(i), direction);
+            for (span, own) in spans.iter().zip(&losses) {
+                coef[span.chosen.clone()].fill(own.d_chosen as f32);
+                coef[span.rejected.clone()].fill(own.d_rejected as f32);
+                facts[0] += own.loss;
             }
-            let gradients = scores.gradients(&coef)?;
-            self.add_gradient(&packed, &items, v, &gradients, &mut grad)?;
+            let relative = seen[0].relative_to(self.cache.reference(i));
+            let toward = f64::from(direction.sign()) * relative.margin();
+            facts[1] += toward;
+            facts[2] += f64::from(toward > 0.0);
         }
-        let n = batch.len() as f64;
-        let grad = grad.into_iter().map(|g| (g / n) as f32).collect();
-        Ok(BatchGradient { loss: loss / n, margin: margin / n, accuracy: right as f64 / n, grad })
+        let gradients = scores.gradients(&coef)?;
+        self.add_gradient(&packed, &items, v, &gradients, grad)?;
+        Ok(sums)
     }
 
     /// What an objective knows of pair `i` before it is steered.

@@ -168,7 +168,8 @@ impl<'a> Run<'a> {
         order.renumber(&used);
         let pairs: Vec<TokenPair> = used.iter().map(|&i| data.train.pairs[i].clone()).collect();
         let scopes = used.iter().map(|&i| recipe.scope.positions(&data.train.shape(i))).collect();
-        let policy = CachePolicy { prefix: data.prefix.clone(), ..CachePolicy::of(recipe) };
+        let policy =
+            CachePolicy { prefix: data.prefix.clone(), ranks: data.ranks.clone(), ..CachePolicy::of(recipe) };
         let bytes = check_memory(model, &trainee, recipe, &order, (&pairs, data), &policy)?;
         observer.event(Event::Memory { bytes });
         let train = prepare(model, trainee, recipe, &policy, "train", (pairs, scopes), observer, cancel)?;
@@ -522,7 +523,7 @@ fn prepare<'a>(
     let (precision, layer) = (recipe.precision, trainee.constant_up_to());
     let request = CacheRequest { model, layer, precision, split, pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, policy, observer, cancel)?;
-    Ok(Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows })
+    Ok(Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: policy.ranks.clone() })
 }
 
 /// What `multiplier` times the vector does to the pairs.

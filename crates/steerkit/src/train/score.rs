@@ -59,7 +59,7 @@ pub(crate) fn steered_logps(
     };
     let cache = PairCache::prepare(&request, &policy, observer, cancel).map_err(ended)?;
     let trainee = Trainee::vector(model, layer);
-    let prepared = Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows };
+    let prepared = Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: None };
     let of = |&multiplier: &f32| {
         let items: Vec<_> = (0..prepared.pairs.len()).map(|i| (i, multiplier)).collect();
         prepared.score(&items, v, cancel).map_err(ended)
