@@ -206,12 +206,13 @@ fn one_pass_for_all_layers_gives_the_bytes_of_single_runs() {
 #[test]
 fn adapters_stand_beside_vectors() {
     let dir = sandbox();
-    let text = "[base]\noptimiser.kind = \"adamw\"\noptimiser.lr = 0.05\noptimiser.warmup = { steps = 0 }\n\
+    let text = "report_on = \"test\"\n[base]\noptimiser.kind = \"adamw\"\noptimiser.lr = 0.05\noptimiser.warmup = { steps = 0 }\n\
                 [[grid]]\nmethod = [\"bipo\", \"dpo-lora\"]\nlayer = [1, 2]\n[measure]\nkl = 0\n";
     let out = dir.path().join("out");
-    let (results, begun) = run(&spec(dir.path(), text), &out, Shard::default());
+    let (results, mut begun) = run(&spec(dir.path(), text), &out, Shard::default());
+    begun.sort();
     assert_eq!(begun, ["bipo", "bipo", "dpo-lora"], "one adapter for all layers");
-    let table = results.valid.as_ref().unwrap();
+    let table = results.test.as_ref().unwrap();
     let group = table.groups.iter().find(|g| g.keys["method"] == "dpo-lora").unwrap();
     let at: Vec<&str> = group.points.iter().map(|point| point.at.as_str()).collect();
     assert_eq!((group.keys["layer"].as_str(), at), ("-", vec!["multiplier 1"]));
@@ -236,7 +237,7 @@ fn adapters_stand_beside_vectors() {
         assert!((got - want).abs() < 1e-6, "{got} {want}");
     }
     // Lost numbers come back from what was trained.
-    let file = out.join("jobs").join(&group.jobs[0]).join("valid.json");
+    let file = out.join("jobs").join(&group.jobs[0]).join("test.json");
     let before = read(file.clone());
     std::fs::remove_file(&file).unwrap();
     assert_eq!(run(&spec(dir.path(), text), &out, Shard::default()).1, ["dpo-lora"]);

@@ -1,8 +1,8 @@
 //! Sweeps: a grid of recipes as a list of jobs with stable ids, measured alike.
 //!
-//! A job is a vector or an adapter made by a recipe, or a prompt without one ([`crate::baseline`]). What jobs have in common is
-//! computed once: one pass of the pairs gives the residual streams after all layers and the log-probabilities of the
-//! plain model ([`crate::train::Prefix`]). Every job leaves its numbers in a file of its own, so a sweep that was
+//! A job is a vector or an adapter made by a recipe, or a prompt without either ([`crate::baseline`]). What jobs have
+//! in common is computed once: one pass of the pairs gives the residual streams after all layers and the
+//! log-probabilities of the plain model ([`crate::train::Prefix`]). Every job leaves its numbers in a file of its own, so a sweep that was
 //! interrupted goes on where it stopped, one failed job does not lose the others, and shards of a sweep merge into the
 //! bytes of one process. What is chosen is chosen on validation pairs; while choosing, the test file is not opened.
 
