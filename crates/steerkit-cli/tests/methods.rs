@@ -60,7 +60,7 @@ fn an_adapter_and_vectors_of_several_layers_are_trained_and_used() {
     assert_ne!(logprobs(&["--lora", &adapter])["logprobs"], plain);
     assert_ne!(logprobs(&["--lora", &format!("{adapter}=-1")])["logprobs"], plain);
     assert_eq!(logprobs(&["--lora", &format!("{adapter}=0")])["logprobs"], plain);
-    run(train(&sandbox, "dpo-lora", &[]), 2);
+    run(train(&sandbox, "dpo-lora", &[]), 3);
     run(train(&sandbox, "dpo-lora", &["--overwrite", "--set", "adapter.targets=[\"query\"]"]), 2);
 
     let args = ["train", "--model", &model, "--data", "pairs.jsonl", "--layers", "1,2", "--out", "runs/two"];

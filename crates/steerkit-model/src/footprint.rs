@@ -151,10 +151,15 @@ mod tests {
         let mut decoder = Decoder::new(Cpu::new(Precision::F32), c.clone(), &loaded.weights).unwrap();
         decoder.kept_gates = kept_gates;
         let pass = Pass { adapter: Some(&additions), ..Pass::plain(pack) };
-        let (logps, vjp) = decoder.score_kept(&pass).unwrap();
-        assert_eq!(logps, decoder.score(&pass).unwrap());
+        let logps = decoder.score(&pass).unwrap();
         assert_ne!(logps, decoder.score(&Pass::plain(pack)).unwrap());
+        decoder.backend = Cpu::new(Precision::F32);
+        let (kept, vjp) = decoder.score_kept(&pass).unwrap();
+        assert_eq!(kept, logps);
         let gradients = vjp(&vec![0.25; logps.len()]).unwrap();
+        let [forward, back] = c.gradient(kept_gates, 0, lora.kept_per_row(), pack.len(), logps.len());
+        let measured = decoder.backend.peak_bytes();
+        near(F32 * forward.max(back), measured, &format!("{}: adapter, {kept_gates} kept", c.architecture));
         (gradients.start_td, gradients.adapter)
     }
 

@@ -227,6 +227,16 @@ fn fault_18_storages_and_strides() {
     refused("a_layer1.pt", &one(4, 2, &[3], &[1]), &["3 numbers from 2 with stride 1"]);
     refused("a_layer1.pt", &one(4, 0, &[2], &[200]), &["stride 200"]);
     refused("a_layer1.pt", &one(4, 0, &[2], &[0]), &["stride 0"]);
+    // A whole number of eight bytes as offset, size or stride: 77 marks its place.
+    for n in [i64::MIN, -1, i64::MAX] {
+        let long = [&[0x8a, 8][..], &n.to_le_bytes()].concat();
+        for (offset, size, stride) in [(77, 1, 1), (0, 77, 1), (0, 2, 77)] {
+            let plain = pickle("FloatStorage", 4, offset, &[size], &[stride]);
+            let at = plain.windows(2).position(|w| w == [b'K', 77]).unwrap();
+            let wide = [&plain[..at], &long, &plain[at + 2..]].concat();
+            refused("a_layer1.pt", &pt(&wide, &data), &["tensor", "numbers from", &n.to_string()]);
+        }
+    }
     for storage in ["LongStorage", "QInt8Storage", "sparse_coo"] {
         refused("a_layer1.pt", &pt(&pickle(storage, 4, 0, &[4], &[1]), &data), &[storage]);
     }
@@ -261,7 +271,29 @@ fn fault_19_archives() {
     let central = locked.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
     locked[central + 8] |= 1;
     refused("a_layer1.pt", &locked, &["encrypted"]);
+    // A link in the place of the pickle.
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    zip.add_symlink("v/data.pkl", "/etc/passwd", SimpleFileOptions::default()).unwrap();
+    refused("a_layer1.pt", &zip.finish().unwrap().into_inner(), &["data.pkl", "a link"]);
     let whole = archive(entries, CompressionMethod::Stored);
+    // A directory of 2^60 entries, or at 2^60, or of 2^60 bytes, by the 64-bit fields.
+    let (body, end) = whole.split_at(whole.len() - 22);
+    let directory = whole.windows(4).position(|w| w == b"PK\x01\x02").unwrap() as u64;
+    let honest = [entries.len() as u64, body.len() as u64 - directory, directory];
+    for lie in [None, Some(0), Some(1), Some(2)] {
+        let mut says = honest;
+        lie.into_iter().for_each(|i| says[i] = 1 << 60);
+        let [n, size, offset] = says.map(u64::to_le_bytes);
+        let record =
+            [&b"PK\x06\x06\x2c\0\0\0\0\0\0\0\x2d\0\x2d\0\0\0\0\0\0\0\0\0"[..], &n, &n, &size, &offset];
+        let locator = [&b"PK\x06\x07\0\0\0\0"[..], &(body.len() as u64).to_le_bytes(), &[1, 0, 0, 0]];
+        let end = [&end[..8], &[0xff; 12], &end[20..]];
+        let bytes = [body, &record.concat(), &locator.concat(), &end.concat()].concat();
+        match lie {
+            None => assert!(load("a_layer1.pt", &bytes).is_ok(), "the record itself is sound"),
+            Some(_) => refused("a_layer1.pt", &bytes, &["archive"]),
+        }
+    }
     for end in 4..whole.len() {
         refused("cut_layer1.pt", &whole[..end], &["archive"]);
     }

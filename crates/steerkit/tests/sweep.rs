@@ -202,6 +202,48 @@ fn one_pass_for_all_layers_gives_the_bytes_of_single_runs() {
     }
 }
 
+/// An adapter has no layer, no norm and no unit dose; at plus and minus 1 it has the margins of its own run.
+#[test]
+fn adapters_stand_beside_vectors() {
+    let dir = sandbox();
+    let text = "report_on = \"test\"\n[base]\noptimiser.kind = \"adamw\"\noptimiser.lr = 0.05\noptimiser.warmup = { steps = 0 }\n\
+                [[grid]]\nmethod = [\"bipo\", \"dpo-lora\"]\nlayer = [1, 2]\n[measure]\nkl = 0\n";
+    let out = dir.path().join("out");
+    let (results, mut begun) = run(&spec(dir.path(), text), &out, Shard::default());
+    begun.sort();
+    assert_eq!(begun, ["bipo", "bipo", "dpo-lora"], "one adapter for all layers");
+    let table = results.test.as_ref().unwrap();
+    let group = table.groups.iter().find(|g| g.keys["method"] == "dpo-lora").unwrap();
+    let at: Vec<&str> = group.points.iter().map(|point| point.at.as_str()).collect();
+    assert_eq!((group.keys["layer"].as_str(), at), ("-", vec!["multiplier 1"]));
+    assert!(results.table().text().contains("no unit dose"), "{}", results.table().text());
+
+    let settings = [
+        ("method", "dpo-lora"),
+        ("optimiser.lr", "0.05"),
+        ("optimiser.warmup.steps", "0"),
+        ("eval.multipliers", "[1, -1]"),
+    ];
+    let alone = train(
+        &model(),
+        &recipe(dir.path(), "alone", &settings),
+        &mut |_: Event<'_>| {},
+        &AtomicBool::new(false),
+    );
+    let eval = alone.unwrap().eval;
+    assert!(eval[0].margin != 0.0 && eval[1].margin != eval[0].margin);
+    let point = &group.points[0];
+    for (got, want) in [(point.toward.value, eval[0].margin), (point.away.value, eval[1].margin)] {
+        assert!((got - want).abs() < 1e-6, "{got} {want}");
+    }
+    // Lost numbers come back from what was trained.
+    let file = out.join("jobs").join(&group.jobs[0]).join("test.json");
+    let before = read(file.clone());
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(run(&spec(dir.path(), text), &out, Shard::default()).1, ["dpo-lora"]);
+    assert_eq!(read(file), before);
+}
+
 /// The sweep's margins of examples in the context, from whole conversations scored one by one.
 #[test]
 fn golden_examples_in_the_context_are_whole_conversations() {
@@ -275,8 +317,6 @@ fn sweeps_with_mistakes_are_refused_with_their_place() {
     assert!(refused(&format!("{base}[[grid]]\nsed = [1]\n")).0.contains("unknown key `sed`"));
     let (message, _) = refused(&format!("{base}[[grid]]\nmethod = \"system-prompt\"\n"));
     assert!(message.contains("no sentences"), "{message}");
-    let (message, _) = refused(&format!("{base}[[grid]]\nmethod = [\"dpo-lora\"]\n"));
-    assert!(message.contains("\"dpo-lora\" makes an adapter"), "{message}");
     let (message, _) = refused(&format!("{base}[[grid]]\nlayers = [[0, 2]]\n"));
     assert!(message.contains("`layers` = [0, 2] are trained together"), "{message}");
     let variants = "[variants.set.a]\nseed = 1\n[[grid]]\nset = [\"b\"]\n";

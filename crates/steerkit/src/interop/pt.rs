@@ -77,7 +77,7 @@ fn numbers(path: &Path, archive: &mut Archive<'_>, tensor: &Tensor, big_endian: 
     let size = size.filter(|&n| n as u64 <= vector::MAX_FILE).ok_or_else(|| {
         refuse(path, &place, format!("a storage of {} numbers", tensor.len), "a vector of some kilobytes")
     })?;
-    let last = (d - 1).checked_mul(stride).and_then(|n| n.checked_add(tensor.offset));
+    let last = d.checked_sub(1).and_then(|n| n.checked_mul(stride)?.checked_add(tensor.offset));
     let inside = d > 0 && stride >= 1 && tensor.offset >= 0 && last.is_some_and(|n| n < tensor.len);
     if !inside {
         let found = format!("{d} numbers from {} with stride {stride}", tensor.offset);

@@ -435,11 +435,20 @@ impl Recipe {
 impl Recipe {
     /// Refuses what does not make the vector of one layer, and says what it is.
     pub(crate) fn makes_one_vector(&self) -> Result<(), String> {
-        let method = self.method.name();
-        match (self.method, &self.layers[..]) {
-            (Method::DpoLora, _) => Err(format!("the method {method:?} makes an adapter, expected a vector")),
-            (_, []) => Ok(()),
-            (_, layers) => Err(format!("`layers` = {layers:?} are trained together, expected one layer")),
+        match self.method {
+            Method::DpoLora => {
+                let method = self.method.name();
+                Err(format!("the method {method:?} makes an adapter, expected a vector"))
+            }
+            _ => self.has_one_layer(),
+        }
+    }
+
+    /// Refuses several layers that are trained together.
+    pub(crate) fn has_one_layer(&self) -> Result<(), String> {
+        match &self.layers[..] {
+            [] => Ok(()),
+            layers => Err(format!("`layers` = {layers:?} are trained together, expected one layer")),
         }
     }
 

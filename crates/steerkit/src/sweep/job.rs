@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use steerkit_model::lora::TrainableLora;
 use steerkit_model::{Model, Positions};
 
 use super::spec::{Job, Measure, Split};
@@ -16,10 +17,14 @@ use crate::files::{sha256, write_atomic};
 use crate::objective::{Direction, PairLogps};
 use crate::optim::norm;
 use crate::train::{
-    Event, Observer, Prefix, RunData, Start, TokenPair, TokenSet, plain_logps, prompting, steered_logps,
-    train_tokens,
+    Added, Event, Observer, Prefix, RunData, Start, TokenPair, TokenSet, plain_logps, prompting,
+    steered_logps, train_tokens,
 };
 use crate::{PromptShape, Result, SteerError, SteeringVector, eval};
+
+/// What is said of a job that trains an adapter.
+pub(super) const NO_UNIT: &str =
+    "an adapter has no norm in the residual stream and no unit dose: it is measured at its multipliers only";
 
 /// What was measured of a job, as its file holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,7 +40,7 @@ pub struct Measured {
     pub data: BTreeMap<String, String>,
     /// What was asked for.
     pub measure: Measure,
-    /// The vector, where there is one.
+    /// The vector, where there is one: neither an adapter nor a prompt has one.
     pub vector: Option<VectorFacts>,
     /// What could not be measured, and why.
     pub notes: Vec<String>,
@@ -63,7 +68,7 @@ pub struct VectorFacts {
 pub struct Strength {
     /// Which: `multiplier 1`, `equal norm`, `equal KL`.
     pub at: String,
-    /// The multiplier of the vector; 1 where there is none.
+    /// The multiplier of the vector or the adapter; 1 where there is neither.
     pub multiplier: f64,
     /// At plus the multiplier, or with the prompt that asks for the behaviour.
     pub toward: Vec<f64>,
@@ -81,6 +86,12 @@ pub struct Failed {
     pub error: String,
     /// What to do.
     pub hint: Option<String>,
+}
+
+/// What a job's recipe made.
+enum Made {
+    Vector(Arc<SteeringVector>),
+    Adapter(TrainableLora, Vec<f32>),
 }
 
 /// Everything a job is run with.
@@ -161,7 +172,7 @@ pub(super) fn hashes(splits: &Splits) -> BTreeMap<String, String> {
 }
 
 impl Bench<'_> {
-    /// Makes the job's vector unless it is there, and measures it.
+    /// Makes the job's vector or adapter unless it is there, and measures it.
     pub(super) fn run(
         &self,
         job: &Job,
@@ -171,22 +182,26 @@ impl Bench<'_> {
     ) -> Result<Measured> {
         fs_err::create_dir_all(&files.folder)?;
         let began = Instant::now();
-        let vector = match job.steers {
-            true => Some(Arc::new(self.vector(job, files, observer, cancel)?)),
+        let made = match job.steers {
+            true => Some(self.made(job, files, observer, cancel)?),
             false => None,
         };
         let trained = began.elapsed().as_secs_f64();
         let mut notes = Vec::new();
-        let strengths = match &vector {
-            Some(vector) => self.strengths(job, vector, &mut notes, cancel)?,
+        let strengths = match &made {
+            Some(Made::Vector(vector)) => self.strengths(job, vector, &mut notes, cancel)?,
+            Some(Made::Adapter(..)) => {
+                notes.push(NO_UNIT.into());
+                self.multipliers()
+            }
             None => vec![("multiplier 1".to_owned(), 1.0)],
         };
         let calibrated = began.elapsed().as_secs_f64();
         let set = self.set(job)?;
         let plain = plain_logps(self.model, &job.recipe, &set.pairs, Some(self.prefix), cancel)?;
         let multipliers: Vec<f64> = strengths.iter().map(|s| s.1).collect();
-        let toward = self.logps(job, vector.as_deref(), Direction::Toward, &multipliers, observer, cancel)?;
-        let away = self.logps(job, vector.as_deref(), Direction::Away, &multipliers, observer, cancel)?;
+        let toward = self.logps(job, made.as_ref(), Direction::Toward, &multipliers, observer, cancel)?;
+        let away = self.logps(job, made.as_ref(), Direction::Away, &multipliers, observer, cancel)?;
         let margins = |logps: &[PairLogps]| -> Vec<f64> {
             logps.iter().zip(&plain).map(|(steered, &plain)| steered.relative_to(plain).margin()).collect()
         };
@@ -203,7 +218,10 @@ impl Bench<'_> {
             model: self.model.identity().name.clone(),
             data: hashes(self.splits),
             measure: self.measure.clone(),
-            vector: vector.as_deref().map(facts),
+            vector: match &made {
+                Some(Made::Vector(vector)) => Some(facts(vector)),
+                Some(Made::Adapter(..)) | None => None,
+            },
             notes,
             questions: set.pairs.iter().map(question).collect(),
             points: points.collect(),
@@ -230,23 +248,29 @@ impl Bench<'_> {
         })
     }
 
-    fn vector(
+    fn made(
         &self,
         job: &Job,
         files: &JobFiles,
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
-    ) -> Result<SteeringVector> {
+    ) -> Result<Made> {
         let model = Some(&self.model.identity().file_sha256);
         if let Ok(vector) = SteeringVector::load(&files.vector())
             && vector.provenance.base_model.as_ref().map(|base| &base.file_sha256) == model
         {
-            return Ok(vector);
+            return Ok(Made::Vector(Arc::new(vector)));
         }
         let start = if job.recipe.out.join("recipe.toml").exists() { Start::Resume } else { Start::New };
         let mut train = |start| {
             let run = train_tokens(start, self.model, &job.recipe, self.data, observer, cancel)?;
-            Ok(run.vectors.into_iter().next().expect("a job's recipe makes the vector of one layer"))
+            Ok(match run.adapter {
+                Some((lora, numbers)) => Made::Adapter(lora, numbers),
+                None => {
+                    let vector = run.vectors.into_iter().next();
+                    Made::Vector(Arc::new(vector.expect("a job's recipe makes the vector of one layer")))
+                }
+            })
         };
         match train(start) {
             Err(SteerError::ResumeMismatch { .. } | SteerError::RunExists { .. }) => train(Start::Overwrite),
@@ -254,7 +278,12 @@ impl Bench<'_> {
         }
     }
 
-    /// The multipliers to measure at, above 0, and what each is for.
+    /// The multipliers that were asked for.
+    fn multipliers(&self) -> Vec<(String, f64)> {
+        self.measure.multipliers.iter().map(|m| (format!("multiplier {m}"), *m)).collect()
+    }
+
+    /// The multipliers to measure a vector at, above 0, and what each is for.
     fn strengths(
         &self,
         job: &Job,
@@ -262,8 +291,7 @@ impl Bench<'_> {
         notes: &mut Vec<String>,
         cancel: &AtomicBool,
     ) -> Result<Vec<(String, f64)>> {
-        let mut all: Vec<_> =
-            self.measure.multipliers.iter().map(|m| (format!("multiplier {m}"), *m)).collect();
+        let mut all = self.multipliers();
         let facts = facts(vector);
         if self.measure.dose > 0.0 && facts.residual_norm > 0.0 {
             all.push(("equal norm".into(), self.measure.dose * facts.residual_norm / facts.norm));
@@ -308,7 +336,7 @@ impl Bench<'_> {
     fn logps(
         &self,
         job: &Job,
-        vector: Option<&SteeringVector>,
+        made: Option<&Made>,
         direction: Direction,
         multipliers: &[f64],
         observer: &mut dyn Observer,
@@ -325,15 +353,18 @@ impl Bench<'_> {
                 set.rows.iter().map(pair).collect::<Result<Vec<_>>>()?.into_iter().unzip()
             }
         };
-        let Some(vector) = vector else {
-            let logps = plain_logps(self.model, recipe, &pairs, None, cancel)?;
-            return Ok(vec![logps; multipliers.len()]);
+        let added = match made {
+            Some(Made::Vector(vector)) => Added::Vector(vector.layer, &vector.direction),
+            Some(Made::Adapter(lora, numbers)) => Added::Adapter(lora, numbers),
+            None => {
+                let logps = plain_logps(self.model, recipe, &pairs, None, cancel)?;
+                return Ok(vec![logps; multipliers.len()]);
+            }
         };
         let scopes: Vec<Positions> = shapes.iter().map(|shape| recipe.scope.positions(shape)).collect();
         let signed: Vec<f32> = multipliers.iter().map(|&m| m as f32 * direction.sign()).collect();
-        let at = (vector.layer, &vector.direction[..]);
         let (model, prefix) = (self.model, Some(self.prefix));
-        steered_logps(model, recipe, at, (pairs, scopes), prefix, &signed, observer, cancel)
+        steered_logps(model, recipe, added, (pairs, scopes), prefix, &signed, observer, cancel)
     }
 
     /// The texts that the rows of the measured pairs count in.

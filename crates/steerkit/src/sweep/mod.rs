@@ -1,8 +1,8 @@
 //! Sweeps: a grid of recipes as a list of jobs with stable ids, measured alike.
 //!
-//! A job is a vector made by a recipe, or a prompt without one ([`crate::baseline`]). What jobs have in common is
-//! computed once: one pass of the pairs gives the residual streams after all layers and the log-probabilities of the
-//! plain model ([`crate::train::Prefix`]). Every job leaves its numbers in a file of its own, so a sweep that was
+//! A job is a vector or an adapter made by a recipe, or a prompt without either ([`crate::baseline`]). What jobs have
+//! in common is computed once: one pass of the pairs gives the residual streams after all layers and the
+//! log-probabilities of the plain model ([`crate::train::Prefix`]). Every job leaves its numbers in a file of its own, so a sweep that was
 //! interrupted goes on where it stopped, one failed job does not lose the others, and shards of a sweep merge into the
 //! bytes of one process; ranks ([`crate::ranks`]) share the jobs within one folder. What is chosen is chosen on validation pairs; while choosing, the test file is not opened.
 
@@ -399,7 +399,7 @@ fn need<'a>(job: &Job, data: &'a RunData, split: Split) -> Option<Need<'a>> {
         Split::Test => data.test.as_ref(),
     };
     let measured = measured.filter(|_| job.baseline.is_none()).into_iter().flat_map(|set| &set.pairs);
-    if !job.steers {
+    if !job.steers || job.adapts() {
         return None;
     }
     let train = used(&job.recipe, data).into_iter().map(|i| &data.train.pairs[i]);

@@ -36,7 +36,7 @@ pub(super) fn page(results: &Results, map: &HeatMap) -> String {
     chosen(&mut out, results);
     contrasts(&mut out, results);
     if !rows.notes.is_empty() {
-        out.push_str("<section>\n<h2>Failed jobs</h2>\n<ul>\n");
+        out.push_str("<section>\n<h2>Failed jobs and notes</h2>\n<ul>\n");
         rows.notes.iter().for_each(|note| out.push_str(&format!("<li>{}</li>\n", escape(note))));
         out.push_str("</ul>\n</section>\n");
     }

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::baseline::{Baseline, IclSettings, SystemSettings};
 use crate::files::sha256;
-use crate::recipe::{Draft, Recipe};
+use crate::recipe::{Draft, Method, Recipe};
 use crate::toml_text::nearest;
 use crate::{Result, SteerError};
 
@@ -141,10 +141,17 @@ pub struct Job {
     pub method: String,
     /// What stands in the prompt, if anything.
     pub baseline: Option<Baseline>,
-    /// Whether there is a vector.
+    /// Whether something is trained: a vector or an adapter.
     pub steers: bool,
     /// The recipe of the vector; of a job without one, what says which pairs it is measured on.
     pub recipe: Recipe,
+}
+
+impl Job {
+    /// Whether an adapter is trained, which has no layer.
+    pub(super) fn adapts(&self) -> bool {
+        self.recipe.adapter.is_some()
+    }
 }
 
 /// A table of recipe keys being put together.
@@ -326,6 +333,9 @@ impl Spec {
         match vector {
             Some(vector) => {
                 table.insert("method".into(), vector.into());
+                if vector == Method::DpoLora.name() {
+                    table.remove("layer");
+                }
             }
             None => {
                 let seed = table.get("seed").filter(|_| matches!(baseline, Some(Baseline::Icl(_)))).cloned();
@@ -342,7 +352,7 @@ impl Spec {
         }
         quiet(&mut table);
         let recipe = resolve(&table, Path::new("run"), &place)?;
-        recipe.makes_one_vector().map_err(|message| {
+        recipe.has_one_layer().map_err(|message| {
             fault(message, Some("train it by itself: a sweep compares vectors of one layer each"))
         })?;
         let id = id(&recipe, &method, &baseline);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::job::{JobFiles, Measured, Strength};
+use super::job::{JobFiles, Measured, NO_UNIT, Strength};
 use super::rows::{Cell, Rows};
 use super::spec::{By, Choose, Job, Spec, Split};
 use crate::report::HeatMap;
@@ -267,6 +267,9 @@ fn keys(job: &Job, columns: &[String]) -> BTreeMap<String, String> {
 
 /// What a job has for a key: as the grid says, else as the recipe does.
 fn value(job: &Job, key: &str) -> String {
+    if key == "layer" && job.adapts() {
+        return "-".into();
+    }
     if let Some(value) = job.keys.get(key) {
         return value.clone();
     }
@@ -440,6 +443,9 @@ impl Results {
             let error = job.error.as_deref().unwrap_or_default();
             rows.notes.push(format!("failed: {} ({}): {error}", job.id, names.join(", ")));
         }
+        let adapters = table.jobs.iter().filter(|job| job.notes.iter().any(|note| note == NO_UNIT));
+        let methods: BTreeSet<&str> = adapters.map(|job| job.keys["method"].as_str()).collect();
+        rows.notes.extend(methods.into_iter().map(|method| format!("{method}: {NO_UNIT}")));
         rows
     }
 

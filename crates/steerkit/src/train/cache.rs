@@ -128,9 +128,8 @@ impl PairCache {
         Ok(made.pop().expect("one cache per request"))
     }
 
-    /// One cache for each of `requests`, which differ in their ascending layers only; one without a layer
-    /// stands alone. Those that the folder of `policy`
-    /// does not have are made in one pass.
+    /// One cache for each of `requests`, which differ in their ascending layers only; one without a layer stands alone.
+    /// Those that the folder of `policy` does not have are made in one pass.
     pub(crate) fn prepare_all(
         requests: &[CacheRequest<'_>],
         policy: &CachePolicy,

@@ -34,7 +34,7 @@ pub use pass::TokenPair;
 pub(crate) use pass::packed_rows;
 pub use prefix::Prefix;
 pub(crate) use prefix::{Need, used};
-pub(crate) use score::{plain_logps, steered_logps};
+pub(crate) use score::{Added, plain_logps, steered_logps};
 
 use crate::{
     Result, SteerError,
@@ -46,7 +46,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
 };
-use steerkit_model::Model;
+use steerkit_model::{Model, lora::TrainableLora};
 
 /// What to do with a run folder that is not empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub struct Outcome {
     pub layer: usize,
     /// What was trained for each block; nothing for an adapter.
     pub layers: Vec<LayerOutcome>,
+    /// The adapter that was trained, with its numbers.
+    pub adapter: Option<(TrainableLora, Vec<f32>)>,
     /// Optimiser steps done.
     pub steps: usize,
     /// Euclidean norm of all vectors together; of an adapter that of what it adds to the weights.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{Result, objective::PairLogps, recipe::Recipe};
 use std::sync::{Arc, atomic::AtomicBool};
-use steerkit_model::{Model, Positions};
+use steerkit_model::{Model, Positions, lora::TrainableLora};
 
 /// Log-probabilities of `pairs` under the plain model, from `prefix` where it has them all.
 pub(crate) fn plain_logps(
@@ -34,13 +34,22 @@ pub(crate) fn plain_logps(
     Ok(all)
 }
 
-/// Log-probabilities of `pairs` with `multiplier` times `v` after block `layer`, for each of `multipliers`. `scopes`
-/// says where it acts on each pair.
+/// What is added to the model, some number of times.
+#[derive(Clone, Copy)]
+pub(crate) enum Added<'a> {
+    /// A vector after a block.
+    Vector(usize, &'a [f32]),
+    /// An adapter of these numbers.
+    Adapter(&'a TrainableLora, &'a [f32]),
+}
+
+/// Log-probabilities of `pairs` with `multiplier` times what is `added`, for each of `multipliers`. `scopes` says where
+/// a vector acts on each pair.
 #[allow(clippy::too_many_arguments, reason = "a struct would only repeat the names")]
 pub(crate) fn steered_logps(
     model: &Model,
     recipe: &Recipe,
-    (layer, v): (usize, &[f32]),
+    added: Added<'_>,
     (pairs, scopes): (Vec<TokenPair>, Vec<Positions>),
     prefix: Option<&Arc<Prefix>>,
     multipliers: &[f32],
@@ -49,20 +58,18 @@ pub(crate) fn steered_logps(
 ) -> Result<Vec<Vec<PairLogps>>> {
     let policy = CachePolicy { folder: None, prefix: prefix.cloned(), ..CachePolicy::of(recipe) };
     let (precision, micro_batch_rows) = (recipe.precision, recipe.micro_batch_rows);
-    let request = CacheRequest {
-        model,
-        layer: Some(layer),
-        precision,
-        split: "measured",
-        pairs: &pairs,
-        micro_batch_rows,
+    let (trainee, numbers) = match added {
+        Added::Vector(layer, v) => (Trainee::vector(model, layer), v),
+        Added::Adapter(lora, numbers) => (Trainee::Adapter(lora.clone()), numbers),
     };
+    let layer = trainee.constant_up_to();
+    let request =
+        CacheRequest { model, layer, precision, split: "measured", pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, &policy, observer, cancel).map_err(ended)?;
-    let trainee = Trainee::vector(model, layer);
     let prepared = Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: None };
     let of = |&multiplier: &f32| {
         let items: Vec<_> = (0..prepared.pairs.len()).map(|i| (i, multiplier)).collect();
-        prepared.score(&items, v, cancel).map_err(ended)
+        prepared.score(&items, numbers, cancel).map_err(ended)
     };
     multipliers.iter().map(of).collect()
 }
