@@ -204,6 +204,20 @@ fn steps_are_timed() {
     run(sandbox.steerkit(&["bench", "load", "--model", &model, "--json"]), 0);
 }
 
+/// Batches of all sizes, whose tensors are large enough for an allocator to give their memory back.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_step_in_the_steady_state_maps_no_pages() {
+    let sandbox = Sandbox::new(61);
+    let model = tiny_model();
+    let mut args = vec!["bench", "train", "--model", &model, "--data", "pairs.jsonl", "--layer", "1"];
+    args.extend(["--batch", "7", "--steps", "80", "--threads", "2", "--json"]);
+    for precision in ["f32", "bf16"] {
+        let result = last_json(&run(sandbox.steerkit(&[&args[..], &["--precision", precision]].concat()), 0));
+        assert_eq!(result["page_faults_per_step"], json!(0.0), "{precision}: {result}");
+    }
+}
+
 #[test]
 fn completions_name_the_commands() {
     let sandbox = Sandbox::new(0);

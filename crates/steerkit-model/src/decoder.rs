@@ -248,7 +248,7 @@ impl<B: Backend> Engine for Decoder<B> {
             slopes.push(slope);
         }
         let kept = Kept { context, saved, slopes, part };
-        Ok((logps, Box::new(move |coef| self.vjp(layer, kept, coef))))
+        Ok((logps, Box::new(move |coef, dh_td| self.vjp(layer, kept, coef, dh_td))))
     }
 
     fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>> {
@@ -312,25 +312,33 @@ impl<B: Backend> Engine for Decoder<B> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
-    fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32]) -> Result<Vec<f32>> {
+    /// `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`, in `dh_td`.
+    fn vjp(&self, layer: usize, kept: Kept<B>, coef: &[f32], dh_td: &mut [f32]) -> Result<()> {
         let Kept { context, saved, slopes, part } = kept;
         let b = &self.backend;
-        let mut dx =
-            b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?;
+        let mut sum: Option<B::Tensor> = None;
         for ((mut slope, coef), rows) in
             slopes.into_iter().zip(coef.chunks(part)).zip(context.scored.chunks(part))
         {
             b.scale_rows(&mut slope, coef)?;
-            b.add(&mut dx, &b.select_vjp(&slope, rows, context.head_rows.len())?)?;
+            let slope = b.select_vjp(&slope, rows, context.head_rows.len())?;
+            match &mut sum {
+                Some(sum) => b.add(sum, &slope)?,
+                None => sum = Some(slope),
+            }
         }
+        // A pass without scored tokens has a gradient of zeros.
+        let Some(mut dx) = sum else {
+            dh_td.fill(0.0);
+            return Ok(());
+        };
         if saved.is_empty() {
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
         for (layer, saved) in self.layers[layer + 1..].iter().zip(saved).rev() {
             dx = self.block_vjp(layer, saved, &context, dx)?;
         }
-        b.download(&dx)
+        b.download_to(&dx, dh_td)
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {

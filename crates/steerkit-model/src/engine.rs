@@ -92,8 +92,8 @@ pub(crate) trait Engine: Send + Sync {
     fn cache_prefix(&self, cache: &KvCache, len: usize) -> Result<KvCache>;
 }
 
-/// From `coef` to `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`.
-pub(crate) type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Vec<f32>> + 'm;
+/// From `coef` to `Σ coef[i] · ∂ logps[i] / ∂ h_td`, `[t, d]`, in its second argument.
+pub(crate) type Vjp<'m> = dyn FnOnce(&[f32], &mut [f32]) -> Result<()> + 'm;
 
 /// Keys and values of one text at every block of the decoder that made it.
 pub(crate) struct KvCache {

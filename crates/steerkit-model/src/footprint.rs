@@ -24,7 +24,7 @@ impl DecoderConfig {
     /// block `layer`, of which `scored` tokens are scored; the rows it is given count too.
     pub fn gradient_bytes(&self, layer: usize, rows: usize, scored: usize) -> usize {
         let [forward, back] = self.gradient(KEPT_GATES, layer, rows, scored);
-        F32 * (forward + rows * self.d_model).max(back)
+        F32 * (forward.max(back) + rows * self.d_model)
     }
 
     /// Numbers of the tensors of a pass that keeps nothing: those of the widest moment of a block, or of the head.
@@ -87,7 +87,7 @@ mod tests {
     use std::path::Path;
 
     /// Of every family: what is kept and what is computed again give the same bits, and the estimate is within 15% of
-    /// the memory that tensors really took.
+    /// the memory that tensors really took. Buffers that wait for a tensor of their width take at most a share more.
     #[test]
     fn estimates_are_near_the_peak_of_every_family() {
         let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/families");
@@ -110,14 +110,18 @@ mod tests {
                 let h_td = decoder.residual(&pack, 0).unwrap();
                 decoder.backend = Cpu::new(Precision::F32);
                 let reading = decoder.score_from(0, &h_td, &pack).unwrap();
-                let measured = decoder.backend.peak_bytes();
+                let [measured, held] = decoder.backend.measured_bytes();
+                println!("{}: reading holds {:.3}", file.display(), held as f64 / measured as f64);
                 let estimate = F32 * c.reading(rows, scored);
                 near(estimate, measured, &format!("{}: reading", file.display()));
                 decoder.backend = Cpu::new(Precision::F32);
                 let (logps, vjp) = decoder.score_from_kept(0, &h_td, &pack).unwrap();
                 assert_eq!(logps, reading);
-                gradients.push(vjp(&vec![0.25; scored]).unwrap());
-                let measured = decoder.backend.peak_bytes();
+                let mut dh_td = vec![f32::NAN; h_td.len()];
+                vjp(&vec![0.25; scored], &mut dh_td).unwrap();
+                gradients.push(dh_td);
+                let [measured, held] = decoder.backend.measured_bytes();
+                println!("{}: gradient holds {:.3}", file.display(), held as f64 / measured as f64);
                 let [forward, back] = c.gradient(kept_gates, 0, rows, scored);
                 let estimate = F32 * forward.max(back);
                 near(estimate, measured, &format!("{}: gradient, {kept_gates} kept", file.display()));

@@ -49,6 +49,8 @@ pub enum Keep {
 pub struct Scores<'m> {
     logps: Vec<f32>,
     vjp: Option<Box<Vjp<'m>>>,
+    /// Numbers of the rows that were given.
+    numbers: usize,
 }
 
 impl Scores<'_> {
@@ -65,9 +67,19 @@ impl Scores<'_> {
     /// # Panics
     /// When the pass kept nothing.
     pub fn vjp(self, coef: &[f32]) -> Result<Vec<f32>> {
-        assert_eq!(coef.len(), self.logps.len());
+        let mut dh_td = vec![0.0; self.numbers];
+        self.vjp_into(coef, &mut dh_td)?;
+        Ok(dh_td)
+    }
+
+    /// [`Self::vjp`] in memory that is there: that of the rows `h_td` themselves, say.
+    ///
+    /// # Panics
+    /// When the pass kept nothing, or `dh_td` is not `[t, d]`.
+    pub fn vjp_into(self, coef: &[f32], dh_td: &mut [f32]) -> Result<()> {
+        assert_eq!((coef.len(), dh_td.len()), (self.logps.len(), self.numbers));
         let vjp = self.vjp.expect("the pass was run with Keep::ForVjp");
-        vjp(coef)
+        vjp(coef, dh_td)
     }
 }
 
@@ -236,11 +248,14 @@ impl Model {
         self.check_layer(layer)?;
         self.check_pack(pack)?;
         assert_eq!(h_td.len(), pack.len() * self.config().d_model);
+        let numbers = h_td.len();
         let scores = match keep {
-            Keep::Nothing => Scores { logps: self.decoder.score_from(layer, h_td, pack)?, vjp: None },
+            Keep::Nothing => {
+                Scores { logps: self.decoder.score_from(layer, h_td, pack)?, vjp: None, numbers }
+            }
             Keep::ForVjp => {
                 let (logps, vjp) = self.decoder.score_from_kept(layer, h_td, pack)?;
-                Scores { logps, vjp: Some(vjp) }
+                Scores { logps, vjp: Some(vjp), numbers }
             }
         };
         self.check_finite("log-probabilities", &scores.logps)?;

@@ -19,7 +19,7 @@ use crate::report::{Answer, Comparison};
 use crate::text_stats::{Bootstrap, Estimate};
 use crate::train::cache::{CachePolicy, CacheRequest, PairCache};
 use crate::train::observer::{Halt, Observer};
-use crate::train::pass::{Prepared, TokenPair};
+use crate::train::pass::{Prepared, Spare, TokenPair};
 use crate::{PromptShape, Result, SteeringVector};
 
 /// Packed rows per pass through the model.
@@ -213,7 +213,15 @@ fn prepared<'a>(
     };
     let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None };
     let cache = PairCache::prepare(&request, &policy, observer, cancel)?;
-    Ok(Prepared { model, layer, pairs: tokens, scopes, cache, micro_batch_rows: MICRO_BATCH_ROWS })
+    Ok(Prepared {
+        model,
+        layer,
+        pairs: tokens,
+        scopes,
+        cache,
+        micro_batch_rows: MICRO_BATCH_ROWS,
+        spare: Spare::default(),
+    })
 }
 
 fn margins(

@@ -3,7 +3,7 @@
 
 use super::{
     cache::{CachePolicy, CacheRequest, PairCache},
-    pass::{Prepared, TokenPair},
+    pass::{Prepared, Spare, TokenPair},
 };
 use crate::{
     objective::{Direction, Objective},
@@ -66,7 +66,7 @@ fn prepared<'a>(model: &'a Model, goldens: &Goldens, scope: TokenScope) -> Prepa
     };
     let cache = PairCache::prepare(&request, &policy, &mut |_: super::Event<'_>| {}, &AtomicBool::new(false))
         .unwrap();
-    Prepared { model, layer, pairs, scopes, cache, micro_batch_rows }
+    Prepared { model, layer, pairs, scopes, cache, micro_batch_rows, spare: Spare::default() }
 }
 
 #[test]

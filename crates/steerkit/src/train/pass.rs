@@ -5,7 +5,10 @@ use super::{
     observer::{Halt, check},
 };
 use crate::objective::{Direction, Objective, PairFacts, PairLogps, View};
-use std::{ops::Range, sync::atomic::AtomicBool};
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
 use steerkit_model::{Keep, Model, Pack, Positions, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
@@ -120,6 +123,29 @@ pub(crate) struct Prepared<'a> {
     pub(crate) scopes: Vec<Positions>,
     pub(crate) cache: PairCache,
     pub(crate) micro_batch_rows: usize,
+    pub(crate) spare: Spare,
+}
+
+/// Rows of the last pass, whose memory the next one takes: a step in the steady state asks the system for none.
+#[derive(Debug, Default)]
+pub(crate) struct Spare(Mutex<Vec<Vec<f32>>>);
+
+impl Spare {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `len` numbers, whatever they are.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut rows = self.lock().pop().unwrap_or_default();
+        rows.reserve_exact(len.saturating_sub(rows.len()));
+        rows.resize(len, 0.0);
+        rows
+    }
+
+    fn give(&self, rows: Vec<f32>) {
+        self.lock().push(rows);
+    }
 }
 
 /// Mean loss and gradient of a batch.
@@ -150,6 +176,7 @@ impl Prepared<'_> {
             let (packed, h_td) = self.steered(&items, v)?;
             let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::Nothing)?;
             all.extend(packed.spans.iter().map(|span| pair_logps(scores.logps(), span)));
+            self.spare.give(h_td);
         }
         Ok(all)
     }
@@ -180,7 +207,7 @@ impl Prepared<'_> {
                 .zip(views)
                 .flat_map(|(item, views)| views.iter().map(|&v| (item.0, v)))
                 .collect();
-            let (packed, h_td) = self.steered(&items, v)?;
+            let (packed, mut h_td) = self.steered(&items, v)?;
             let scores = self.model.score_from(self.layer, &h_td, &packed.pack, Keep::ForVjp)?;
             let mut coef = vec![0f32; scores.logps().len()];
             let mut of_pair = packed.spans.as_slice();
@@ -200,9 +227,10 @@ impl Prepared<'_> {
                 margin += toward;
                 right += usize::from(toward > 0.0);
             }
-            drop(h_td);
-            let dh_td = scores.vjp(&coef)?;
+            scores.vjp_into(&coef, &mut h_td)?;
+            let dh_td = h_td;
             self.add_gradient(&packed, &items, v, &dh_td, &mut grad)?;
+            self.spare.give(dh_td);
         }
         let n = batch.len() as f64;
         let grad = grad.into_iter().map(|g| (g / n) as f32).collect();
@@ -250,15 +278,17 @@ impl Prepared<'_> {
 
     /// The residual stream of a pack without steering, from the cache.
     fn residual(&self, packed: &Packed, items: &[(usize, View)], d: usize) -> Result<Vec<f32>, Halt> {
-        let mut h_td = vec![0f32; packed.pack.len() * d];
-        let mut pair_td = Vec::new();
+        let mut h_td = self.spare.take(packed.pack.len() * d);
+        let most = items.iter().map(|item| self.pairs[item.0].rows()).max().unwrap_or(0);
+        let mut pair_td = self.spare.take(most * d);
         for (&(i, _), span) in items.iter().zip(&packed.spans) {
             let shared = span.shared.len() * d;
-            pair_td.resize(shared + span.rows.len() * d, 0.0);
-            self.cache.read(i, &mut pair_td)?;
+            let pair_td = &mut pair_td[..shared + span.rows.len() * d];
+            self.cache.read(i, pair_td)?;
             h_td[span.shared.start * d..span.shared.end * d].copy_from_slice(&pair_td[..shared]);
             h_td[span.rows.start * d..span.rows.end * d].copy_from_slice(&pair_td[shared..]);
         }
+        self.spare.give(pair_td);
         Ok(h_td)
     }
 
@@ -308,6 +338,7 @@ impl Prepared<'_> {
             }
             grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += s);
         }
+        plain_td.into_iter().for_each(|h_td| self.spare.give(h_td));
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::{
     memory::{Footprint, available},
     observer::{Event, Halt, Observer},
     order::{Batch, Order, factors},
-    pass::Prepared,
+    pass::{Prepared, Spare},
 };
 use crate::{
     Result, SteerError,
@@ -501,7 +501,7 @@ fn prepare<'a>(
     let precision = recipe.precision;
     let request = CacheRequest { model, layer, precision, split, pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, policy, observer, cancel)?;
-    Ok(Prepared { model, layer, pairs, scopes, cache, micro_batch_rows })
+    Ok(Prepared { model, layer, pairs, scopes, cache, micro_batch_rows, spare: Spare::default() })
 }
 
 /// What `multiplier` times the vector does to the pairs.

@@ -4,7 +4,7 @@ use super::{
     Prefix, TokenPair,
     cache::{CachePolicy, CacheRequest, PairCache},
     observer::{Observer, check},
-    pass::{Packed, Prepared, micro_batches, pair_logps},
+    pass::{Packed, Prepared, Spare, micro_batches, pair_logps},
     prefix::ended,
 };
 use crate::{Result, objective::PairLogps, recipe::Recipe};
@@ -51,7 +51,7 @@ pub(crate) fn steered_logps(
     let request =
         CacheRequest { model, layer, precision, split: "measured", pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, &policy, observer, cancel).map_err(ended)?;
-    let prepared = Prepared { model, layer, pairs, scopes, cache, micro_batch_rows };
+    let prepared = Prepared { model, layer, pairs, scopes, cache, micro_batch_rows, spare: Spare::default() };
     let of = |&multiplier: &f32| {
         let items: Vec<_> = (0..prepared.pairs.len()).map(|i| (i, multiplier)).collect();
         prepared.score(&items, v, cancel).map_err(ended)
