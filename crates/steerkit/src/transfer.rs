@@ -211,7 +211,8 @@ fn prepared<'a>(
         pairs: &tokens,
         micro_batch_rows: MICRO_BATCH_ROWS,
     };
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None };
+    let policy =
+        CachePolicy { folder: None, stored: Precision::F32, memory: u64::MAX, disk: 0, prefix: None };
     let cache = PairCache::prepare(&request, &policy, observer, cancel)?;
     Ok(Prepared {
         model,

@@ -2,9 +2,12 @@
 //! the plain model.
 //!
 //! One file holds both for a list of pairs: a header of `MAGIC`, the key, then per pair its rows, the CRC-32C of its
-//! numbers and the two reference log-probabilities, closed by the header's own CRC-32C; then the rows, f32.
-//! Everything is little-endian. The key covers model, tokens, layer, precision and format, so a file is either
-//! right or ignored.
+//! numbers and the two reference log-probabilities, closed by the header's own CRC-32C; then the rows, f32 or, where the
+//! recipe wants it, rounded to bf16 in half the space. Everything is little-endian. The key covers model, tokens, layer,
+//! precision and format, so a file is either right or ignored.
+//!
+//! A run computes with the rows as they are stored, also when it has just made them, and so does the reference: a run that
+//! finds the file gives the same bytes as the one that wrote it.
 
 use super::{
     observer::{Event, Halt, Observer, check},
@@ -16,6 +19,7 @@ use crate::{
     objective::PairLogps,
     recipe::{Precision, Recipe},
 };
+use half::bf16;
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
@@ -38,6 +42,8 @@ const EXTENSION: &str = "residuals";
 pub(crate) struct CachePolicy {
     /// Folder for files that later runs reuse; none to keep nothing.
     pub(crate) folder: Option<PathBuf>,
+    /// How the rows are stored.
+    pub(crate) stored: Precision,
     /// Bytes above which the rows stay on disk.
     pub(crate) memory: u64,
     /// Bytes that the folder may hold; the longest unused files go first.
@@ -51,6 +57,7 @@ impl CachePolicy {
     pub(crate) fn of(recipe: &Recipe) -> Self {
         Self {
             folder: if recipe.cache.enabled { cache_folder(recipe) } else { None },
+            stored: recipe.cache.precision,
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
             prefix: None,
@@ -83,6 +90,7 @@ pub(crate) struct CacheRequest<'a> {
 #[derive(Debug)]
 pub(crate) struct PairCache {
     d: usize,
+    stored: Precision,
     entries: Vec<Entry>,
     rows: Rows,
     residual_norm: f64,
@@ -98,9 +106,11 @@ struct Entry {
 
 #[derive(Debug)]
 enum Rows {
-    Memory(Vec<f32>),
+    /// As in a file.
+    Memory(Vec<u8>),
     Disk {
-        file: Mutex<File>,
+        /// With a buffer for the bytes of a pair.
+        file: Mutex<(File, Vec<u8>)>,
         body: u64,
     },
     /// For each pair, where it lies.
@@ -115,8 +125,8 @@ impl PairCache {
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<Self, Halt> {
-        if let Some(shared) = policy.prefix.as_ref().and_then(|prefix| prefix.find(request)) {
-            return Ok(Self::select(shared, request)?);
+        if let Some(shared) = policy.prefix.as_ref().and_then(|prefix| prefix.find(request, policy.stored)) {
+            return Ok(Self::select(shared, request, policy.stored)?);
         }
         let mut made = Self::prepare_all(&[*request], policy, observer, cancel)?;
         Ok(made.pop().expect("one cache per request"))
@@ -132,10 +142,10 @@ impl PairCache {
     ) -> Result<Vec<Self>, Halt> {
         let (mut caches, mut missing) = (Vec::new(), Vec::new());
         for request in requests {
-            let key = request.key();
+            let key = request.key(policy.stored);
             let name = format!("{}.{EXTENSION}", crate::files::hex(&key));
             let path = policy.folder.as_ref().map(|folder| folder.join(name));
-            let found = path.as_ref().map(|path| Self::open(path, &key, request, policy.memory));
+            let found = path.as_ref().map(|path| Self::open(path, &key, request, policy));
             match found {
                 Some(Ok(cache)) => {
                     caches.push(Some(cache));
@@ -159,7 +169,11 @@ impl PairCache {
     }
 
     /// The pairs of `request` from where they lie in other caches.
-    fn select(sources: Vec<(Arc<Self>, usize)>, request: &CacheRequest<'_>) -> io::Result<Self> {
+    fn select(
+        sources: Vec<(Arc<Self>, usize)>,
+        request: &CacheRequest<'_>,
+        stored: Precision,
+    ) -> io::Result<Self> {
         let d = request.model.config().d_model;
         let (mut entries, mut norms, mut rows_td) = (Vec::new(), Norms::default(), Vec::new());
         for ((cache, i), pair) in sources.iter().zip(request.pairs) {
@@ -168,7 +182,7 @@ impl PairCache {
             norms.add(pair, &rows_td, d);
             entries.push(cache.entries[*i]);
         }
-        Ok(Self { d, entries, rows: Rows::Shared(sources), residual_norm: norms.median() })
+        Ok(Self { d, stored, entries, rows: Rows::Shared(sources), residual_norm: norms.median() })
     }
 
     /// Median norm of the residual stream over all rows but the first of each text, whose norm is far larger in
@@ -187,13 +201,18 @@ impl PairCache {
         let Entry { first_row, rows, crc, .. } = self.entries[i];
         match &self.rows {
             Rows::Memory(all) => {
-                out.copy_from_slice(&all[first_row * self.d..(first_row + rows) * self.d]);
+                let row = self.d * number_bytes(self.stored);
+                decode(self.stored, &all[first_row * row..(first_row + rows) * row], out);
                 Ok(())
             }
             Rows::Disk { file, body } => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(body + (first_row * self.d * 4) as u64))?;
-                read_rows(&mut *file, crc, out)
+                let (file, bytes) = &mut *file;
+                let row = self.d * number_bytes(self.stored);
+                file.seek(SeekFrom::Start(body + (first_row * row) as u64))?;
+                read_bytes(file, crc, rows * row, bytes)?;
+                decode(self.stored, bytes, out);
+                Ok(())
             }
             Rows::Shared(sources) => {
                 let (cache, place) = &sources[i];
@@ -203,17 +222,23 @@ impl PairCache {
     }
 
     /// Bytes of the rows of `pairs`.
-    pub(crate) fn bytes(pairs: &[TokenPair], d: usize) -> u64 {
-        pairs.iter().map(|p| p.rows() as u64).sum::<u64>() * d as u64 * 4
+    pub(crate) fn bytes(pairs: &[TokenPair], d: usize, stored: Precision) -> u64 {
+        pairs.iter().map(|p| p.rows() as u64).sum::<u64>() * (d * number_bytes(stored)) as u64
     }
 
-    fn open(path: &Path, key: &[u8; 32], request: &CacheRequest<'_>, memory: u64) -> io::Result<Self> {
+    fn open(
+        path: &Path,
+        key: &[u8; 32],
+        request: &CacheRequest<'_>,
+        policy: &CachePolicy,
+    ) -> io::Result<Self> {
         let wrong =
             |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
         let d = request.model.config().d_model;
         let file = fs_err::File::open(path)?.into_parts().0;
         let head_bytes = header_bytes(request.pairs.len());
-        let body_bytes = Self::bytes(request.pairs, d);
+        let stored = policy.stored;
+        let body_bytes = Self::bytes(request.pairs, d, stored);
         if file.metadata()?.len() != head_bytes as u64 + body_bytes {
             return Err(wrong("the length is not that of these pairs"));
         }
@@ -228,25 +253,27 @@ impl PairCache {
         if entries.iter().zip(request.pairs).any(|(e, p)| e.rows != p.rows()) {
             return Err(wrong("the header is of other pairs"));
         }
-        let keep = body_bytes <= memory;
-        let mut rows = Vec::with_capacity(if keep { (body_bytes / 4) as usize } else { 0 });
+        let keep = body_bytes <= policy.memory;
+        let mut rows = Vec::with_capacity(if keep { body_bytes as usize } else { 0 });
         let mut norms = Norms::default();
-        let mut buffer = Vec::new();
+        let (mut bytes, mut rows_td) = (Vec::new(), Vec::new());
         for (entry, pair) in entries.iter().zip(request.pairs) {
-            buffer.resize(entry.rows * d, 0.0);
-            read_rows(&mut reader, entry.crc, &mut buffer).map_err(|e| wrong(&e.to_string()))?;
-            norms.add(pair, &buffer, d);
+            rows_td.resize(entry.rows * d, 0.0);
+            let len = rows_td.len() * number_bytes(stored);
+            read_bytes(&mut reader, entry.crc, len, &mut bytes).map_err(|e| wrong(&e.to_string()))?;
+            decode(stored, &bytes, &mut rows_td);
+            norms.add(pair, &rows_td, d);
             if keep {
-                rows.extend_from_slice(&buffer);
+                rows.extend_from_slice(&bytes);
             }
         }
         // The time of last use decides what is pruned; a folder that cannot be written to does not matter.
         file.set_modified(SystemTime::now()).ok();
         let rows = match keep {
             true => Rows::Memory(rows),
-            false => Rows::Disk { file: Mutex::new(file), body: head_bytes as u64 },
+            false => Rows::Disk { file: Mutex::new((file, bytes)), body: head_bytes as u64 },
         };
-        Ok(Self { d, entries, rows, residual_norm: norms.median() })
+        Ok(Self { d, stored, entries, rows, residual_norm: norms.median() })
     }
 
     /// Runs the pairs through the model once; each request gets the rows after its layer.
@@ -267,10 +294,15 @@ impl PairCache {
             check(cancel)?;
             let pairs = &all[run.clone()];
             let Packed { pack, spans, .. } = Packed::unsteered(pairs);
-            let residuals = model.residuals(&pack, &layers)?;
-            let (top, h_td) = (layers[layers.len() - 1], &residuals[layers.len() - 1]);
-            let scores = model.score_from(top, h_td, &pack, Keep::Nothing)?;
-            for (growing, h_td) in growing.iter_mut().zip(&residuals) {
+            let mut residuals = model.residuals(&pack, &layers)?;
+            residuals.iter_mut().for_each(|h_td| round(policy.stored, h_td));
+            let mut scores = None;
+            for ((growing, h_td), &layer) in growing.iter_mut().zip(&residuals).zip(&layers).rev() {
+                // Exact rows of every layer have the same scores; rounded ones have their own.
+                let scores = match &mut scores {
+                    Some(scores) if policy.stored == Precision::F32 => scores,
+                    scores => scores.insert(model.score_from(layer, h_td, &pack, Keep::Nothing)?),
+                };
                 for (pair, span) in pairs.iter().zip(&spans) {
                     let rows_td = Packed::pair_rows(span, h_td, growing.d);
                     growing.add(pair, &rows_td, pair_logps(scores.logps(), span), observer)?;
@@ -285,13 +317,14 @@ impl PairCache {
 /// A cache being made.
 struct Growing {
     d: usize,
+    stored: Precision,
     key: [u8; 32],
     path: Option<PathBuf>,
     /// Whether the rows stay in memory.
     keep: bool,
     writer: Option<Writer>,
     entries: Vec<Entry>,
-    kept: Vec<f32>,
+    kept: Vec<u8>,
     norms: Norms,
     rows: usize,
 }
@@ -299,9 +332,10 @@ struct Growing {
 impl Growing {
     fn new(request: &CacheRequest<'_>, key: [u8; 32], path: Option<PathBuf>, policy: &CachePolicy) -> Self {
         let d = request.model.config().d_model;
-        let keep = PairCache::bytes(request.pairs, d) <= policy.memory;
+        let stored = policy.stored;
+        let keep = PairCache::bytes(request.pairs, d, stored) <= policy.memory;
         let (entries, kept, norms) = (Vec::new(), Vec::new(), Norms::default());
-        Self { d, key, path, keep, writer: None, entries, kept, norms, rows: 0 }
+        Self { d, stored, key, path, keep, writer: None, entries, kept, norms, rows: 0 }
     }
 
     fn create(&mut self, pairs: usize, observer: &mut dyn Observer) -> Result<(), Halt> {
@@ -318,12 +352,12 @@ impl Growing {
         reference: PairLogps,
         observer: &mut dyn Observer,
     ) -> Result<(), Halt> {
-        let bytes = le_bytes(rows_td);
+        let bytes = encode(self.stored, rows_td);
         self.entries.push(Entry { first_row: self.rows, rows: pair.rows(), crc: crc32c(&bytes), reference });
         self.rows += pair.rows();
         self.norms.add(pair, rows_td, self.d);
         if self.keep {
-            self.kept.extend_from_slice(rows_td);
+            self.kept.extend_from_slice(&bytes);
         }
         if let Some(w) = &mut self.writer
             && tolerate(w.body.write_all(&bytes), self.keep, observer)?.is_none()
@@ -334,24 +368,25 @@ impl Growing {
     }
 
     fn finish(self, observer: &mut dyn Observer) -> Result<PairCache, Halt> {
-        let Self { d, key, path, keep, writer, entries, kept, norms, .. } = self;
+        let Self { d, stored, key, path, keep, writer, entries, kept, norms, .. } = self;
         let file = match writer {
             Some(writer) => tolerate(writer.finish(&key, &entries, path.as_deref()), keep, observer)?,
             None => None,
         };
         let rows = match file {
             Some(file) if !keep => {
-                Rows::Disk { file: Mutex::new(file), body: header_bytes(entries.len()) as u64 }
+                let file = Mutex::new((file, Vec::new()));
+                Rows::Disk { file, body: header_bytes(entries.len()) as u64 }
             }
             _ => Rows::Memory(kept),
         };
-        Ok(PairCache { d, entries, rows, residual_norm: norms.median() })
+        Ok(PairCache { d, stored, entries, rows, residual_norm: norms.median() })
     }
 }
 
 impl CacheRequest<'_> {
     /// Hash of everything that decides the numbers.
-    fn key(&self) -> [u8; 32] {
+    fn key(&self, stored: Precision) -> [u8; 32] {
         let identity = self.model.identity();
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
@@ -361,7 +396,7 @@ impl CacheRequest<'_> {
         part(MAGIC);
         part(env!("CARGO_PKG_VERSION").as_bytes());
         part(identity.file_sha256.as_bytes());
-        part(format!("{:?} {}", self.precision, self.layer).as_bytes());
+        part(format!("{:?} {} {stored:?}", self.precision, self.layer).as_bytes());
         // The tokens stand for tokeniser, template, system prompt and data rows: whatever of these changes
         // matters only through them.
         for pair in self.pairs {
@@ -478,19 +513,49 @@ fn parse_entries(bytes: &[u8]) -> Vec<Entry> {
     pairs.iter().map(entry).collect()
 }
 
-fn le_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+/// Bytes of a stored number.
+fn number_bytes(stored: Precision) -> usize {
+    match stored {
+        Precision::F32 => 4,
+        Precision::Bf16 => 2,
+    }
 }
 
-fn read_rows(from: &mut impl Read, crc: u32, out: &mut [f32]) -> io::Result<()> {
-    let mut bytes = vec![0; out.len() * 4];
-    from.read_exact(&mut bytes)?;
-    if crc32c(&bytes) != crc {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the cached rows of a pair are damaged"));
+/// Makes the rows what they will be when they are read back.
+fn round(stored: Precision, rows_td: &mut [f32]) {
+    match stored {
+        Precision::F32 => {}
+        Precision::Bf16 => rows_td.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
     }
-    let (values, _) = bytes.as_chunks::<4>();
-    out.iter_mut().zip(values).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
-    Ok(())
+}
+
+fn encode(stored: Precision, rows_td: &[f32]) -> Vec<u8> {
+    match stored {
+        Precision::F32 => rows_td.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        Precision::Bf16 => rows_td.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+    }
+}
+
+fn decode(stored: Precision, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(bytes.len(), out.len() * number_bytes(stored));
+    match stored {
+        Precision::F32 => {
+            out.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+        }
+        Precision::Bf16 => {
+            out.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, b)| *x = bf16::from_le_bytes(*b).to_f32());
+        }
+    }
+}
+
+/// Reads the `len` bytes of a pair's rows.
+fn read_bytes(from: &mut impl Read, crc: u32, len: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+    bytes.resize(len, 0);
+    from.read_exact(bytes)?;
+    match crc32c(bytes) == crc {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "the cached rows of a pair are damaged")),
+    }
 }
 
 /// Removes the longest unused cache files of `folder` until the rest holds at most `limit` bytes. Failures are

@@ -53,7 +53,8 @@ fn prepared<'a>(model: &'a Model, goldens: &Goldens, scope: TokenScope) -> Prepa
         .collect();
     let shape = |p: &TokenPair| PromptShape { len: p.prompt.len(), last_user: 0..0 };
     let scopes = pairs.iter().map(|p| scope.positions(&shape(p))).collect();
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None };
+    let policy =
+        CachePolicy { folder: None, stored: Precision::F32, memory: u64::MAX, disk: 0, prefix: None };
     // Two pairs do not fit into one micro-batch.
     let (layer, micro_batch_rows) = (goldens.layer, 24);
     let request = CacheRequest {

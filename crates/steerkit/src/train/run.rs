@@ -575,8 +575,10 @@ fn check_memory(
     };
     let mut sets = vec![pairs];
     sets.extend([&data.valid, &data.test].into_iter().flatten().map(|set| &set.pairs[..]));
-    let in_memory =
-        sets.iter().map(|set| PairCache::bytes(set, config.d_model)).filter(|&b| b <= policy.memory);
+    let in_memory = sets
+        .iter()
+        .map(|set| PairCache::bytes(set, config.d_model, policy.stored))
+        .filter(|&b| b <= policy.memory);
     let read = sets.iter().flat_map(|set| set.iter().map(size)).collect();
     let footprint = Footprint { config, layer, cached: in_memory.sum(), read, steps };
     footprint.check(recipe.micro_batch_rows, available())?;
