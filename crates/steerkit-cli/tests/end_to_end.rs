@@ -200,7 +200,11 @@ fn steps_are_timed() {
     for key in keys {
         assert!(result[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {result}");
     }
-    run(sandbox.steerkit(&["bench", "decode", "--model", &model, "--tokens", "3", "--json"]), 0);
+    let decode = ["bench", "decode", "--model", &model, "--tokens", "3", "--json"];
+    let result = last_json(&run(sandbox.steerkit(&decode), 0));
+    for key in ["prefill_tok_s", "decode_tok_s", "ms_per_step", "weights_gb_s", "bandwidth_gb_s"] {
+        assert!(result[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {result}");
+    }
     run(sandbox.steerkit(&["bench", "load", "--model", &model, "--json"]), 0);
 }
 

@@ -182,6 +182,15 @@ impl Model {
         self.decoder.config()
     }
 
+    /// Stored bytes of the weights that every pass reads: the blocks and the output head.
+    pub fn bytes_per_pass(&self) -> usize {
+        let w = &self.weights;
+        let block = |l: &crate::weights::LayerWeights| -> usize {
+            [&l.qkv, &l.attn_out, &l.gate_up, &l.down].iter().map(|p| p.matrix.stored_bytes()).sum()
+        };
+        w.layers.iter().map(block).sum::<usize>() + w.head.stored_bytes()
+    }
+
     /// Which model this is.
     pub fn identity(&self) -> &ModelIdentity {
         &self.identity
