@@ -200,8 +200,26 @@ fn steps_are_timed() {
     for key in keys {
         assert!(result[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {result}");
     }
-    run(sandbox.steerkit(&["bench", "decode", "--model", &model, "--tokens", "3", "--json"]), 0);
+    let decode = ["bench", "decode", "--model", &model, "--tokens", "3", "--json"];
+    let result = last_json(&run(sandbox.steerkit(&decode), 0));
+    for key in ["prefill_tok_s", "decode_tok_s", "ms_per_step", "weights_gb_s", "bandwidth_gb_s"] {
+        assert!(result[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {result}");
+    }
     run(sandbox.steerkit(&["bench", "load", "--model", &model, "--json"]), 0);
+}
+
+/// Batches of all sizes, whose tensors are large enough for an allocator to give their memory back.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_step_in_the_steady_state_maps_no_pages() {
+    let sandbox = Sandbox::new(61);
+    let model = tiny_model();
+    let mut args = vec!["bench", "train", "--model", &model, "--data", "pairs.jsonl", "--layer", "1"];
+    args.extend(["--batch", "7", "--steps", "80", "--threads", "2", "--json"]);
+    for precision in ["f32", "bf16"] {
+        let result = last_json(&run(sandbox.steerkit(&[&args[..], &["--precision", precision]].concat()), 0));
+        assert_eq!(result["page_faults_per_step"], json!(0.0), "{precision}: {result}");
+    }
 }
 
 #[test]

@@ -4,11 +4,11 @@
 
 #![allow(clippy::print_stdout, reason = "its output is the point")]
 
-use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use steerkit_kernels::gemm::{View, linear, linear_vjp, product};
 use steerkit_kernels::isa::{Isa, with_isa};
+use steerkit_kernels::roofline::peak_gflops;
 use steerkit_kernels::{BlockFormat, Bytes, Matrix, Precision, parallel};
 
 /// The matrices of SmolLM2-135M: outputs and inputs.
@@ -24,61 +24,6 @@ fn best(mut f: impl FnMut()) -> f64 {
         best = best.min(start.elapsed().as_secs_f64());
     }
     best
-}
-
-#[cfg(target_arch = "x86_64")]
-mod peak {
-    use std::arch::x86_64::*;
-
-    /// `rounds × 12` vector multiply-adds in independent chains.
-    #[target_feature(enable = "avx512f")]
-    pub(crate) fn avx512(rounds: usize) -> f32 {
-        let mut acc: [__m512; 12] = std::array::from_fn(|i| _mm512_set1_ps(i as f32));
-        let (x, y) = (_mm512_set1_ps(std::hint::black_box(0.5)), _mm512_set1_ps(std::hint::black_box(0.25)));
-        for _ in 0..rounds {
-            for a in &mut acc {
-                *a = _mm512_fmadd_ps(*a, x, y);
-            }
-        }
-        acc.into_iter().map(|a| _mm512_reduce_add_ps(a)).sum()
-    }
-
-    /// `rounds × 12` vector multiply-adds in independent chains.
-    #[target_feature(enable = "avx2,fma")]
-    pub(crate) fn avx2(rounds: usize) -> f32 {
-        let mut acc: [__m256; 12] = std::array::from_fn(|i| _mm256_set1_ps(i as f32));
-        let (x, y) = (_mm256_set1_ps(std::hint::black_box(0.5)), _mm256_set1_ps(std::hint::black_box(0.25)));
-        for _ in 0..rounds {
-            for a in &mut acc {
-                *a = _mm256_fmadd_ps(*a, x, y);
-            }
-        }
-        acc.into_iter().map(|a| _mm256_cvtss_f32(a)).sum()
-    }
-}
-
-/// GFLOP/s of fused multiply-adds in registers on all threads; 0 where no such loop exists.
-fn fma_peak() -> f64 {
-    const ROUNDS: usize = 100_000;
-    let per_round = match Isa::current() {
-        Isa::Avx512 | Isa::Amx => 12 * 16 * 2,
-        Isa::Avx2 => 12 * 8 * 2,
-        Isa::Portable => return 0.0,
-    };
-    let (threads, isa) = (parallel::threads(), Isa::current());
-    let seconds = best(|| {
-        parallel::for_each(threads, |_| {
-            #[cfg(target_arch = "x86_64")]
-            match isa {
-                // SAFETY: `Isa::current` is available.
-                Isa::Avx512 | Isa::Amx => _ = black_box(unsafe { peak::avx512(ROUNDS) }),
-                // SAFETY: as above.
-                Isa::Avx2 => _ = black_box(unsafe { peak::avx2(ROUNDS) }),
-                Isa::Portable => {}
-            }
-        });
-    });
-    (threads * ROUNDS * per_round) as f64 / seconds * 1e-9
 }
 
 fn numbers(n: usize) -> Vec<f32> {
@@ -154,7 +99,7 @@ fn measure() {
     if let Some(threads) = threads {
         parallel::set_threads(threads);
     }
-    let peak = fma_peak();
+    let peak = peak_gflops().unwrap_or(0.0);
     let threads = parallel::threads();
     println!("{:?}, {threads} threads: {peak:.0} GFLOP/s of f32 multiply-adds in registers", Isa::current());
     for t in rows {

@@ -22,6 +22,7 @@ pub mod matrix;
 pub mod mlp;
 pub mod norm;
 pub mod parallel;
+pub mod roofline;
 pub mod rope;
 pub mod rows;
 mod shared;

@@ -164,7 +164,7 @@ impl<B: Backend> Engine for Decoder<B> {
         }
         let added = changes.added.iter().map(|(layer, _)| *layer).collect();
         let kept = Kept { context, first, added, adapter: changes.adapter, saved, slopes, part };
-        Ok((logps, Box::new(move |coef| self.vjp(kept, coef))))
+        Ok((logps, Box::new(move |coef, start_td| self.vjp(kept, coef, start_td))))
     }
 
     fn score_edited(&self, pack: &Pack, plans: &[TextEdits], divergences: bool) -> Result<Vec<EditedScores>> {
@@ -241,18 +241,26 @@ impl<B: Backend> Decoder<B> {
         Ok((x, Changes { added, adapter: Adapter::new(b, pass.adapter)? }))
     }
 
-    /// The gradients of `Σ coef[i] · logps[i]`.
-    fn vjp(&self, kept: Kept<B>, coef: &[f32]) -> Result<Gradients> {
+    /// The gradients of `Σ coef[i] · logps[i]`, the first of them in the memory of `start_td`.
+    fn vjp(&self, kept: Kept<B>, coef: &[f32], mut start_td: Vec<f32>) -> Result<Gradients> {
         let Kept { context, first, added, adapter, saved, slopes, part } = kept;
         let b = &self.backend;
-        let mut dx =
-            b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?;
+        let mut sum: Option<B::Tensor> = None;
         for ((mut slope, coef), rows) in
             slopes.into_iter().zip(coef.chunks(part)).zip(context.scored.chunks(part))
         {
             b.scale_rows(&mut slope, coef)?;
-            b.add(&mut dx, &b.select_vjp(&slope, rows, context.head_rows.len())?)?;
+            let slope = b.select_vjp(&slope, rows, context.head_rows.len())?;
+            match &mut sum {
+                Some(sum) => b.add(sum, &slope)?,
+                None => sum = Some(slope),
+            }
         }
+        let mut dx = match sum {
+            Some(sum) => sum,
+            // Without scored tokens every gradient is zero.
+            None => b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?,
+        };
         if saved.is_empty() {
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;
         }
@@ -267,7 +275,9 @@ impl<B: Backend> Decoder<B> {
             dx = self.block_vjp(&block, saved, &context, dx, &mut gradients[4 * l..4 * l + 4])?;
         }
         added_td.reverse();
-        Ok(Gradients { start_td: b.download(&dx)?, added_td, adapter: AdditionGradients(gradients) })
+        start_td.resize(context.t * self.config.d_model, 0.0);
+        b.download_to(&dx, &mut start_td)?;
+        Ok(Gradients { start_td, added_td, adapter: AdditionGradients(gradients) })
     }
 
     fn context(&self, pack: &Pack) -> Result<Context<B>> {

@@ -90,8 +90,8 @@ pub(crate) trait Engine: Send + Sync {
     fn cache_prefix(&self, cache: &KvCache, len: usize) -> Result<KvCache>;
 }
 
-/// From `coef` to the gradients of `Σ coef[i] · logps[i]`.
-pub(crate) type Vjp<'m> = dyn FnOnce(&[f32]) -> Result<Gradients> + 'm;
+/// From `coef`, and memory for the first of them, to the gradients of `Σ coef[i] · logps[i]`.
+pub(crate) type Vjp<'m> = dyn FnOnce(&[f32], Vec<f32>) -> Result<Gradients> + 'm;
 
 /// Keys and values of one text at every block of the decoder that made it.
 pub(crate) struct KvCache {

@@ -25,7 +25,7 @@ impl DecoderConfig {
     /// `adapted` is how many numbers of a row the adapted projections of a block read.
     pub fn gradient_bytes(&self, first: usize, adapted: usize, rows: usize, scored: usize) -> usize {
         let [forward, back] = self.gradient(KEPT_GATES, first, adapted, rows, scored);
-        F32 * (forward + rows * self.d_model).max(back)
+        F32 * (forward.max(back) + rows * self.d_model)
     }
 
     /// Numbers of the tensors of a pass that keeps nothing: those of the widest moment of a block, or of the head.
@@ -96,7 +96,7 @@ mod tests {
     use std::path::Path;
 
     /// Of every family: what is kept and what is computed again give the same bits, and the estimate is within 15% of
-    /// the memory that tensors really took.
+    /// the memory that tensors really took. Buffers that wait for a tensor of their width take at most a share more.
     #[test]
     fn estimates_are_near_the_peak_of_every_family() {
         let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/families");
@@ -120,14 +120,16 @@ mod tests {
                 decoder.backend = Cpu::new(Precision::F32);
                 let pass = Pass::from_residual(0, &h_td, &pack);
                 let reading = decoder.score(&pass).unwrap();
-                let measured = decoder.backend.peak_bytes();
+                let [measured, held] = decoder.backend.measured_bytes();
+                println!("{}: reading holds {:.3}", file.display(), held as f64 / measured as f64);
                 let estimate = F32 * c.reading(rows, scored);
                 near(estimate, measured, &format!("{}: reading", file.display()));
                 decoder.backend = Cpu::new(Precision::F32);
                 let (logps, vjp) = decoder.score_kept(&pass).unwrap();
                 assert_eq!(logps, reading);
-                gradients.push(vjp(&vec![0.25; scored]).unwrap().start_td);
-                let measured = decoder.backend.peak_bytes();
+                gradients.push(vjp(&vec![0.25; scored], Vec::new()).unwrap().start_td);
+                let [measured, held] = decoder.backend.measured_bytes();
+                println!("{}: gradient holds {:.3}", file.display(), held as f64 / measured as f64);
                 let [forward, back] = c.gradient(kept_gates, 1, 0, rows, scored);
                 let estimate = F32 * forward.max(back);
                 near(estimate, measured, &format!("{}: gradient, {kept_gates} kept", file.display()));
@@ -156,9 +158,9 @@ mod tests {
         decoder.backend = Cpu::new(Precision::F32);
         let (kept, vjp) = decoder.score_kept(&pass).unwrap();
         assert_eq!(kept, logps);
-        let gradients = vjp(&vec![0.25; logps.len()]).unwrap();
+        let gradients = vjp(&vec![0.25; logps.len()], Vec::new()).unwrap();
         let [forward, back] = c.gradient(kept_gates, 0, lora.kept_per_row(), pack.len(), logps.len());
-        let measured = decoder.backend.peak_bytes();
+        let [measured, _] = decoder.backend.measured_bytes();
         near(F32 * forward.max(back), measured, &format!("{}: adapter, {kept_gates} kept", c.architecture));
         (gradients.start_td, gradients.adapter)
     }

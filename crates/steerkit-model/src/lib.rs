@@ -48,6 +48,7 @@ pub use prompting::{DEFAULT_SYSTEM, LeadingSpace, PairTokens, Prompting};
 pub use sample::{Choice, Sampler, Sampling, TokenLogprob};
 pub use steerkit_kernels::Precision;
 pub use steerkit_kernels::parallel::{self, set_threads, threads};
+pub use steerkit_kernels::roofline;
 pub use tokenizer::{DecodeStream, Specials, Tokenizer};
 
 /// Results of this crate.

@@ -77,9 +77,17 @@ impl Scores<'_> {
     /// # Panics
     /// When the pass kept nothing.
     pub fn gradients(self, coef: &[f32]) -> Result<Gradients> {
+        self.gradients_in(Vec::new(), coef)
+    }
+
+    /// [`Self::gradients`], the first of them in memory that is there: that of the rows where the pass began, say.
+    ///
+    /// # Panics
+    /// When the pass kept nothing.
+    pub fn gradients_in(self, start_td: Vec<f32>, coef: &[f32]) -> Result<Gradients> {
         assert_eq!(coef.len(), self.logps.len());
         let vjp = self.vjp.expect("the pass was run with Keep::ForVjp");
-        vjp(coef)
+        vjp(coef, start_td)
     }
 }
 
@@ -180,6 +188,15 @@ impl Model {
     /// Shapes and switches of the decoder.
     pub fn config(&self) -> &DecoderConfig {
         self.decoder.config()
+    }
+
+    /// Stored bytes of the weights that every pass reads: the blocks and the output head.
+    pub fn bytes_per_pass(&self) -> usize {
+        let w = &self.weights;
+        let block = |l: &crate::weights::LayerWeights| -> usize {
+            [&l.qkv, &l.attn_out, &l.gate_up, &l.down].iter().map(|p| p.matrix.stored_bytes()).sum()
+        };
+        w.layers.iter().map(block).sum::<usize>() + w.head.stored_bytes()
     }
 
     /// Which model this is.

@@ -212,18 +212,10 @@ fn prepared<'a>(
         pairs: &tokens,
         micro_batch_rows: MICRO_BATCH_ROWS,
     };
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None, ranks: None };
+    let policy = CachePolicy::in_memory();
     let cache = PairCache::prepare(&request, &policy, observer, cancel)?;
     let trainee = Trainee::vector(model, layer);
-    Ok(Prepared {
-        model,
-        trainee,
-        pairs: tokens,
-        scopes,
-        cache,
-        micro_batch_rows: MICRO_BATCH_ROWS,
-        ranks: None,
-    })
+    Ok(Prepared::new(model, trainee, tokens, scopes, cache, MICRO_BATCH_ROWS))
 }
 
 fn margins(

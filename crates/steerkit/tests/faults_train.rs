@@ -319,3 +319,64 @@ fn cached_residual_streams_are_used_again_and_never_trusted() {
     assert_eq!(computed, 2);
     assert!(notes.iter().all(|n| n.contains("not kept") || n.contains("ignored")), "{notes:?}");
 }
+
+#[test]
+fn residual_streams_in_bf16_take_half_the_space_and_give_one_vector() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, data) = (tiny_model(), short_data());
+    let recipe = |name: &str, precision: &str, more: &[(&str, &str)]| {
+        let (cache, precision) = (folder.path().join(precision), format!("{precision:?}"));
+        let mut all = vec![
+            ("cache.enabled", "true"),
+            ("cache.folder", cache.to_str().unwrap()),
+            ("cache.precision", &precision),
+        ];
+        all.extend(more);
+        small_recipe(&folder.path().join(name).join("run"), &all)
+    };
+    let trained = |recipe: &Recipe| {
+        run(Start::New, &model, recipe, &data).unwrap();
+        vector_bytes(recipe)
+    };
+    let bytes_of_files = |precision: &str| -> u64 {
+        let files = std::fs::read_dir(folder.path().join(precision)).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    };
+
+    let exact = recipe("exact", "f32", &[]);
+    let made = recipe("made", "bf16", &[]);
+    let (exact_bytes, bytes) = (trained(&exact), trained(&made));
+    assert_ne!(exact_bytes, bytes);
+    // Two files with 44 bytes each and 24 bytes for each of twelve pairs, and the rows.
+    let headers = 2 * 44 + 12 * 24;
+    assert_eq!(bytes_of_files("f32") - headers, 2 * (bytes_of_files("bf16") - headers));
+
+    for (name, more) in [
+        ("found", [("cache.memory_mb", "100"), ("seed", "42")]),
+        ("read from disk", [("cache.memory_mb", "0"), ("seed", "42")]),
+        ("never kept", [("cache.enabled", "false"), ("seed", "42")]),
+    ] {
+        assert_eq!(trained(&recipe(name, "bf16", &more)), bytes, "{name}");
+    }
+
+    let stopped = recipe("stopped", "bf16", &[]);
+    let stop = AtomicBool::new(false);
+    let mut observer = |event: Event<'_>| {
+        if let Event::Step { record, .. } = event {
+            stop.store(record.step == 4, Ordering::Relaxed);
+        }
+    };
+    train_tokens(Start::New, &model, &stopped, &data, &mut observer, &stop).unwrap_err();
+    let other = recipe("stopped", "f32", &[]);
+    let error = run(Start::Resume, &model, &other, &data).unwrap_err();
+    assert!(error.to_string().contains("cache.precision"), "{error}");
+    run(Start::Resume, &model, &stopped, &data).unwrap();
+    assert_eq!(vector_bytes(&stopped), bytes);
+
+    let vector = |recipe: &Recipe| SteeringVector::load(&recipe.out.join("vector.safetensors")).unwrap();
+    let (a, b) = (vector(&exact).direction, vector(&made).direction);
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    println!("cosine with the vector from f32: {cosine:.6}");
+    assert!(cosine >= 0.999, "{cosine}");
+}

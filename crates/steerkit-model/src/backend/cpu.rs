@@ -1,12 +1,13 @@
 //! The decoder's operations on our own CPU kernels, with reused buffers.
 
 use super::Backend;
+use super::pool::Pool;
 use crate::Result;
 use crate::config::{Rope, RopePairing};
 use crate::edit::Shift;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use steerkit_kernels::attention::{self, Heads, Run};
 use steerkit_kernels::gemm::{self, Interleaved};
 use steerkit_kernels::kv::{CachedText, KeyValues, attention_cached};
@@ -27,78 +28,16 @@ impl Cpu {
         Self { precision, pool: Arc::default(), writing: AtomicBool::new(false) }
     }
 
-    /// Most bytes that tensors took at a time.
+    /// Most bytes that tensors took at a time, and those of all buffers.
     #[cfg(test)]
-    pub(crate) fn peak_bytes(&self) -> usize {
-        self.pool.lock().peak * size_of::<f32>()
+    pub(crate) fn measured_bytes(&self) -> [usize; 2] {
+        let measured = self.pool.measured();
+        [measured.peak, measured.held].map(|n| n * size_of::<f32>())
     }
 
     /// A tensor whose numbers are whatever an earlier one left.
     fn tensor(&self, rows: usize, width: usize) -> Tensor {
-        Tensor { data: self.pool.take(rows * width), width, pool: self.pool.clone() }
-    }
-}
-
-/// Freed buffers, kept for the next tensor of about the same size: a training step in its steady state
-/// allocates nothing, so the kernel has no pages to map.
-#[derive(Default)]
-struct Pool(Mutex<Free>);
-
-/// Most numbers held above the peak of use, 64 MiB: more saves no time.
-const SLACK: usize = 1 << 24;
-
-#[derive(Default)]
-struct Free {
-    /// Oldest first.
-    buffers: Vec<Vec<f32>>,
-    /// Numbers in `buffers`.
-    held: usize,
-    /// Numbers in use, and the most there ever were.
-    live: usize,
-    peak: usize,
-}
-
-impl Free {
-    /// Lets the oldest buffers go while more memory is held than a quarter above the peak of use, or [`SLACK`]: batches
-    /// differ a little in size, and buffers that no longer fit anything would pile up.
-    fn trim(&mut self) {
-        let bound = self.peak + (self.peak / 4).min(SLACK);
-        let mut drop_first = 0;
-        while self.live + self.held > bound && drop_first < self.buffers.len() {
-            self.held -= self.buffers[drop_first].capacity();
-            drop_first += 1;
-        }
-        self.buffers.drain(..drop_first);
-    }
-}
-
-impl Pool {
-    fn lock(&self) -> MutexGuard<'_, Free> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self, len: usize) -> Vec<f32> {
-        let mut free = self.lock();
-        let fits = |b: &Vec<f32>| b.capacity() >= len && b.capacity() <= len.max(1024) / 4 * 5;
-        let fitting = (0..free.buffers.len()).filter(|&i| fits(&free.buffers[i]));
-        let best = fitting.min_by_key(|&i| free.buffers[i].capacity());
-        let mut buffer = best.map_or_else(Vec::new, |i| free.buffers.remove(i));
-        free.held -= buffer.capacity();
-        free.live += buffer.capacity().max(len);
-        free.peak = free.peak.max(free.live);
-        free.trim();
-        drop(free);
-        buffer.reserve_exact(len.saturating_sub(buffer.len()));
-        buffer.resize(len, 0.0);
-        buffer
-    }
-
-    fn give(&self, buffer: Vec<f32>) {
-        let mut free = self.lock();
-        free.live = free.live.saturating_sub(buffer.capacity());
-        free.held += buffer.capacity();
-        free.buffers.push(buffer);
-        free.trim();
+        Tensor { data: self.pool.take(rows, width), width, pool: self.pool.clone() }
     }
 }
 
@@ -117,7 +56,7 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.pool.give(std::mem::take(&mut self.data));
+        self.pool.give(std::mem::take(&mut self.data), self.width);
     }
 }
 
@@ -185,6 +124,11 @@ impl Backend for Cpu {
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         Ok(x.data.clone())
+    }
+
+    fn download_to(&self, x: &Tensor, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&x.data);
+        Ok(())
     }
 
     fn copy(&self, x: &Tensor) -> Result<Tensor> {

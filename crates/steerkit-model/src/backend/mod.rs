@@ -6,6 +6,7 @@
 pub(crate) mod cpu;
 #[cfg(feature = "device")]
 pub(crate) mod device;
+mod pool;
 #[cfg(test)]
 #[cfg(feature = "device")]
 mod tests;
@@ -43,6 +44,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn runs(&self, runs: Vec<Run>) -> Result<Self::Runs>;
     fn upload(&self, data: &[f32], width: usize) -> Result<Self::Tensor>;
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Copies all of `x` to `out`.
+    fn download_to(&self, x: &Self::Tensor, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&self.download(x)?);
+        Ok(())
+    }
     fn copy(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// Zeros in the shape of `x`.
     fn zeros_like(&self, x: &Self::Tensor) -> Result<Self::Tensor>;

@@ -301,6 +301,8 @@ pub struct CacheSettings {
     pub enabled: bool,
     /// The folder; the user's cache folder unless given.
     pub folder: Option<PathBuf>,
+    /// How residual streams are stored: bf16 takes half the space and changes the last digits of the vector.
+    pub precision: Precision,
     /// Megabytes (10^6 bytes) above which residual streams stay on disk and are read batch by batch.
     pub memory_mb: u64,
     /// Megabytes that the folder may hold; the longest unused files are removed first.
@@ -309,7 +311,7 @@ pub struct CacheSettings {
 
 impl Default for CacheSettings {
     fn default() -> Self {
-        Self { enabled: true, folder: None, memory_mb: 2000, disk_mb: 20_000 }
+        Self { enabled: true, folder: None, precision: Precision::F32, memory_mb: 2000, disk_mb: 20_000 }
     }
 }
 
@@ -341,7 +343,7 @@ impl Recipe {
     }
 
     /// What differs from `other` as `key: mine -> theirs`, without the keys that cannot change the result
-    /// (`out`, `cache`, `checkpoint`).
+    /// (`out`, `cache` but for its precision, `checkpoint`).
     pub fn differences(&self, other: &Recipe) -> Vec<String> {
         let (mine, theirs) = (self.decisive(), other.decisive());
         let keys: std::collections::BTreeSet<_> = mine.keys().chain(theirs.keys()).collect();
@@ -360,6 +362,9 @@ impl Recipe {
             table.remove(key);
         }
         flatten("", &toml::Value::Table(table), &mut flat);
+        if self.cache.precision != Precision::default() {
+            flat.insert("cache.precision".into(), toml::Value::from("bf16").to_string());
+        }
         flat
     }
 

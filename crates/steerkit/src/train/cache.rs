@@ -1,10 +1,13 @@
 //! What never changes while a vector is trained: the residual stream after block L, and the log-probabilities of
 //! the plain model.
 //!
-//! One file holds both for a list of pairs: a header of `MAGIC`, the key, then per pair its rows, the CRC-32C of its
-//! numbers and the two reference log-probabilities, closed by the header's own CRC-32C; then the rows, f32.
-//! Everything is little-endian. The key covers model, tokens, layer, precision and format, so a file is either
-//! right or ignored.
+//! One [`file`] holds both for a list of pairs, its rows in f32 or, where the recipe wants it, rounded to bf16 in half the
+//! space. Its key covers model, tokens, layer, precision and format, so a file is either right or ignored.
+//!
+//! A run computes with the rows as they are stored, also when it has just made them, and so does the reference: a run that
+//! finds the file gives the same bytes as the one that wrote it.
+
+mod file;
 
 use super::{
     observer::{Event, Halt, Observer, check},
@@ -17,10 +20,14 @@ use crate::{
     ranks::{self, Shared},
     recipe::{Precision, Recipe},
 };
+use file::{
+    EXTENSION, Entry, MAGIC, Writer, decode, encode, header_bytes, number_bytes, parse_entries, prune,
+    read_bytes, round,
+};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
@@ -28,18 +35,13 @@ use std::{
 };
 use steerkit_model::{Keep, Model, Pass};
 
-/// Name and version of the format.
-const MAGIC: &[u8; 8] = b"SKRESID1";
-/// Bytes of a pair in the header.
-const PAIR_BYTES: usize = 24;
-/// The extension of cache files.
-const EXTENSION: &str = "residuals";
-
 /// Where and how much is kept.
 #[derive(Clone, Debug)]
 pub(crate) struct CachePolicy {
     /// Folder for files that later runs reuse; none to keep nothing.
     pub(crate) folder: Option<PathBuf>,
+    /// How the rows are stored.
+    pub(crate) stored: Precision,
     /// Bytes above which the rows stay on disk.
     pub(crate) memory: u64,
     /// Bytes that the folder may hold; the longest unused files go first.
@@ -55,11 +57,17 @@ impl CachePolicy {
     pub(crate) fn of(recipe: &Recipe) -> Self {
         Self {
             folder: if recipe.cache.enabled { cache_folder(recipe) } else { None },
+            stored: recipe.cache.precision,
             memory: recipe.cache.memory_mb.saturating_mul(1_000_000),
             disk: recipe.cache.disk_mb.saturating_mul(1_000_000),
             prefix: None,
             ranks: None,
         }
+    }
+
+    /// Everything in memory, nothing kept.
+    pub(crate) fn in_memory() -> Self {
+        Self { folder: None, stored: Precision::F32, memory: u64::MAX, disk: 0, prefix: None, ranks: None }
     }
 }
 
@@ -89,24 +97,19 @@ pub(crate) struct CacheRequest<'a> {
 #[derive(Debug)]
 pub(crate) struct PairCache {
     d: usize,
+    stored: Precision,
     entries: Vec<Entry>,
     rows: Rows,
     residual_norm: f64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    first_row: usize,
-    rows: usize,
-    crc: u32,
-    reference: PairLogps,
-}
-
 #[derive(Debug)]
 enum Rows {
-    Memory(Vec<f32>),
+    /// As in a file.
+    Memory(Vec<u8>),
     Disk {
-        file: Mutex<File>,
+        /// With a buffer for the bytes of a pair.
+        file: Mutex<(File, Vec<u8>)>,
         body: u64,
     },
     /// For each pair, where it lies.
@@ -121,8 +124,8 @@ impl PairCache {
         observer: &mut dyn Observer,
         cancel: &AtomicBool,
     ) -> Result<Self, Halt> {
-        if let Some(shared) = policy.prefix.as_ref().and_then(|prefix| prefix.find(request)) {
-            return Ok(Self::select(shared, request)?);
+        if let Some(shared) = policy.prefix.as_ref().and_then(|prefix| prefix.find(request, policy.stored)) {
+            return Ok(Self::select(shared, request, policy.stored)?);
         }
         let mut made = Self::prepare_all(&[*request], policy, observer, cancel)?;
         Ok(made.pop().expect("one cache per request"))
@@ -142,8 +145,8 @@ impl PairCache {
         };
         let mut caches = Vec::new();
         for request in requests {
-            let key = request.key();
-            let found = path(&key).map(|path| Self::open(&path, &key, request, policy.memory));
+            let key = request.key(policy.stored);
+            let found = path(&key).map(|path| Self::open(&path, &key, request, policy));
             match found {
                 Some(Ok(cache)) => {
                     caches.push(Some(cache));
@@ -161,7 +164,7 @@ impl PairCache {
             .zip(&caches)
             .filter(|(_, cache)| cache.is_none())
             .map(|(request, _)| {
-                let key = request.key();
+                let key = request.key(policy.stored);
                 (*request, key, path(&key).filter(|_| ranks::writes(&policy.ranks)))
             })
             .collect();
@@ -176,7 +179,11 @@ impl PairCache {
     }
 
     /// The pairs of `request` from where they lie in other caches.
-    fn select(sources: Vec<(Arc<Self>, usize)>, request: &CacheRequest<'_>) -> io::Result<Self> {
+    fn select(
+        sources: Vec<(Arc<Self>, usize)>,
+        request: &CacheRequest<'_>,
+        stored: Precision,
+    ) -> io::Result<Self> {
         let d = request.width();
         let (mut entries, mut norms, mut rows_td) = (Vec::new(), Norms::default(), Vec::new());
         for ((cache, i), pair) in sources.iter().zip(request.pairs) {
@@ -185,7 +192,7 @@ impl PairCache {
             norms.add(pair, &rows_td, d);
             entries.push(cache.entries[*i]);
         }
-        Ok(Self { d, entries, rows: Rows::Shared(sources), residual_norm: norms.median() })
+        Ok(Self { d, stored, entries, rows: Rows::Shared(sources), residual_norm: norms.median() })
     }
 
     /// Median norm of the residual stream over all rows but the first of each text, whose norm is far larger in
@@ -204,13 +211,18 @@ impl PairCache {
         let Entry { first_row, rows, crc, .. } = self.entries[i];
         match &self.rows {
             Rows::Memory(all) => {
-                out.copy_from_slice(&all[first_row * self.d..(first_row + rows) * self.d]);
+                let row = self.d * number_bytes(self.stored);
+                decode(self.stored, &all[first_row * row..(first_row + rows) * row], out);
                 Ok(())
             }
             Rows::Disk { file, body } => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(body + (first_row * self.d * 4) as u64))?;
-                read_rows(&mut *file, crc, out)
+                let (file, bytes) = &mut *file;
+                let row = self.d * number_bytes(self.stored);
+                file.seek(SeekFrom::Start(body + (first_row * row) as u64))?;
+                read_bytes(file, crc, rows * row, bytes)?;
+                decode(self.stored, bytes, out);
+                Ok(())
             }
             Rows::Shared(sources) => {
                 let (cache, place) = &sources[i];
@@ -220,17 +232,23 @@ impl PairCache {
     }
 
     /// Bytes of the rows of `pairs`.
-    pub(crate) fn bytes(pairs: &[TokenPair], d: usize) -> u64 {
-        pairs.iter().map(|p| p.rows() as u64).sum::<u64>() * d as u64 * 4
+    pub(crate) fn bytes(pairs: &[TokenPair], d: usize, stored: Precision) -> u64 {
+        pairs.iter().map(|p| p.rows() as u64).sum::<u64>() * (d * number_bytes(stored)) as u64
     }
 
-    fn open(path: &Path, key: &[u8; 32], request: &CacheRequest<'_>, memory: u64) -> io::Result<Self> {
+    fn open(
+        path: &Path,
+        key: &[u8; 32],
+        request: &CacheRequest<'_>,
+        policy: &CachePolicy,
+    ) -> io::Result<Self> {
         let wrong =
             |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
         let d = request.width();
         let file = fs_err::File::open(path)?.into_parts().0;
         let head_bytes = header_bytes(request.pairs.len());
-        let body_bytes = Self::bytes(request.pairs, d);
+        let stored = policy.stored;
+        let body_bytes = Self::bytes(request.pairs, d, stored);
         if file.metadata()?.len() != head_bytes as u64 + body_bytes {
             return Err(wrong("the length is not that of these pairs"));
         }
@@ -245,25 +263,27 @@ impl PairCache {
         if entries.iter().zip(request.pairs).any(|(e, p)| e.rows != p.rows()) {
             return Err(wrong("the header is of other pairs"));
         }
-        let keep = body_bytes <= memory;
-        let mut rows = Vec::with_capacity(if keep { (body_bytes / 4) as usize } else { 0 });
+        let keep = body_bytes <= policy.memory;
+        let mut rows = Vec::with_capacity(if keep { body_bytes as usize } else { 0 });
         let mut norms = Norms::default();
-        let mut buffer = Vec::new();
+        let (mut bytes, mut rows_td) = (Vec::new(), Vec::new());
         for (entry, pair) in entries.iter().zip(request.pairs) {
-            buffer.resize(entry.rows * d, 0.0);
-            read_rows(&mut reader, entry.crc, &mut buffer).map_err(|e| wrong(&e.to_string()))?;
-            norms.add(pair, &buffer, d);
+            rows_td.resize(entry.rows * d, 0.0);
+            let len = rows_td.len() * number_bytes(stored);
+            read_bytes(&mut reader, entry.crc, len, &mut bytes).map_err(|e| wrong(&e.to_string()))?;
+            decode(stored, &bytes, &mut rows_td);
+            norms.add(pair, &rows_td, d);
             if keep {
-                rows.extend_from_slice(&buffer);
+                rows.extend_from_slice(&bytes);
             }
         }
         // The time of last use decides what is pruned; a folder that cannot be written to does not matter.
         file.set_modified(SystemTime::now()).ok();
         let rows = match keep {
             true => Rows::Memory(rows),
-            false => Rows::Disk { file: Mutex::new(file), body: head_bytes as u64 },
+            false => Rows::Disk { file: Mutex::new((file, bytes)), body: head_bytes as u64 },
         };
-        Ok(Self { d, entries, rows, residual_norm: norms.median() })
+        Ok(Self { d, stored, entries, rows, residual_norm: norms.median() })
     }
 
     /// Runs the pairs through the model once; each request gets the rows after its layer.
@@ -283,19 +303,16 @@ impl PairCache {
         let runs = micro_batches(all.iter().map(TokenPair::rows), micro_batch_rows);
         let pass = |run: &Range<usize>| {
             check(cancel)?;
-            read_pairs(model, &layers, &all[run.clone()])
+            read_pairs(model, &layers, policy.stored, &all[run.clone()])
         };
-        ranks::each(&policy.ranks, &runs, pass, |run, made| {
-            let mut made = made;
+        ranks::each(&policy.ranks, &runs, pass, |run, mut made| {
             for pair in &all[run.clone()] {
-                let (reference, rest) = made.split_at(16);
-                made = rest;
-                let reference =
-                    PairLogps::from_numbers(ranks::from_bytes(reference)).next().unwrap_or_default();
                 for growing in &mut growing {
-                    let (rows, rest) = made.split_at(pair.rows() * growing.d * 4);
-                    made = rest;
-                    growing.add(pair, rows, reference, observer)?;
+                    let reference = made.split_off(..16).expect("two numbers");
+                    let rows = pair.rows() * growing.d * number_bytes(policy.stored);
+                    let rows = made.split_off(..rows).expect("the rows of the pair");
+                    let mut reference = PairLogps::from_numbers(ranks::from_bytes(reference));
+                    growing.add(pair, rows, reference.next().unwrap_or_default(), observer)?;
                 }
             }
             observer.event(Event::Caching { split, done: run.end, total: all.len() });
@@ -305,24 +322,36 @@ impl PairCache {
     }
 }
 
-/// For each pair its reference log-probabilities and its rows after each of `layers`, as bytes.
-fn read_pairs(model: &Model, layers: &[usize], pairs: &[TokenPair]) -> Result<Vec<u8>, Halt> {
+/// For each pair and each of `layers`, its reference log-probabilities and its rows, as they are stored; the former once
+/// where there are no layers.
+fn read_pairs(
+    model: &Model,
+    layers: &[usize],
+    stored: Precision,
+    pairs: &[TokenPair],
+) -> Result<Vec<u8>, Halt> {
     let Packed { pack, spans, .. } = Packed::unsteered(pairs);
-    let residuals = match layers.is_empty() {
+    let mut residuals = match layers.is_empty() {
         true => Vec::new(),
         false => model.residuals(&pack, layers)?,
     };
-    let pass = match (layers.last(), residuals.last()) {
-        (Some(&top), Some(h_td)) => Pass::from_residual(top, h_td, &pack),
-        _ => Pass::plain(&pack),
-    };
-    let scores = model.score_pass(&pass, Keep::Nothing)?;
+    residuals.iter_mut().for_each(|h_td| round(stored, h_td));
+    // Exact rows of every layer have the same scores; rounded ones have their own.
+    let first = if stored == Precision::F32 { layers.len().saturating_sub(1) } else { 0 };
+    let passes = layers.iter().zip(&residuals).skip(first);
+    let passes = passes.map(|(&layer, h_td)| Pass::from_residual(layer, h_td, &pack));
+    let plain = layers.is_empty().then(|| Pass::plain(&pack));
+    let score = |pass: Pass<'_>| model.score_pass(&pass, Keep::Nothing);
+    let scores = passes.chain(plain).map(score).collect::<Result<Vec<_>, _>>()?;
     let d = model.config().d_model;
     let mut bytes = Vec::new();
     for span in &spans {
-        bytes.extend(ranks::to_bytes(pair_logps(scores.logps(), span).to_numbers()));
-        for h_td in &residuals {
-            bytes.extend(le_bytes(&Packed::pair_rows(span, h_td, d)));
+        for i in 0..layers.len().max(1) {
+            let logps = scores[i.saturating_sub(first)].logps();
+            bytes.extend(ranks::to_bytes(pair_logps(logps, span).to_numbers()));
+            if let Some(h_td) = residuals.get(i) {
+                bytes.extend(encode(stored, &Packed::pair_rows(span, h_td, d)));
+            }
         }
     }
     Ok(bytes)
@@ -340,13 +369,14 @@ fn agree(ranks: &Shared, caches: &mut [Option<PairCache>]) {
 /// A cache being made.
 struct Growing {
     d: usize,
+    stored: Precision,
     key: [u8; 32],
     path: Option<PathBuf>,
     /// Whether the rows stay in memory.
     keep: bool,
     writer: Option<Writer>,
     entries: Vec<Entry>,
-    kept: Vec<f32>,
+    kept: Vec<u8>,
     norms: Norms,
     rows: usize,
 }
@@ -354,9 +384,10 @@ struct Growing {
 impl Growing {
     fn new(request: &CacheRequest<'_>, key: [u8; 32], path: Option<PathBuf>, policy: &CachePolicy) -> Self {
         let d = request.width();
-        let keep = PairCache::bytes(request.pairs, d) <= policy.memory;
+        let stored = policy.stored;
+        let keep = PairCache::bytes(request.pairs, d, stored) <= policy.memory;
         let (entries, kept, norms) = (Vec::new(), Vec::new(), Norms::default());
-        Self { d, key, path, keep, writer: None, entries, kept, norms, rows: 0 }
+        Self { d, stored, key, path, keep, writer: None, entries, kept, norms, rows: 0 }
     }
 
     fn create(&mut self, pairs: usize, observer: &mut dyn Observer) -> Result<(), Halt> {
@@ -375,10 +406,11 @@ impl Growing {
     ) -> Result<(), Halt> {
         self.entries.push(Entry { first_row: self.rows, rows: pair.rows(), crc: crc32c(bytes), reference });
         self.rows += pair.rows();
-        let rows_td: Vec<f32> = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let mut rows_td = vec![0.0; pair.rows() * self.d];
+        decode(self.stored, bytes, &mut rows_td);
         self.norms.add(pair, &rows_td, self.d);
         if self.keep {
-            self.kept.extend_from_slice(&rows_td);
+            self.kept.extend_from_slice(bytes);
         }
         if let Some(w) = &mut self.writer
             && tolerate(w.body.write_all(bytes), self.keep, observer)?.is_none()
@@ -389,18 +421,19 @@ impl Growing {
     }
 
     fn finish(self, observer: &mut dyn Observer) -> Result<PairCache, Halt> {
-        let Self { d, key, path, keep, writer, entries, kept, norms, .. } = self;
+        let Self { d, stored, key, path, keep, writer, entries, kept, norms, .. } = self;
         let file = match writer {
             Some(writer) => tolerate(writer.finish(&key, &entries, path.as_deref()), keep, observer)?,
             None => None,
         };
         let rows = match file {
             Some(file) if !keep => {
-                Rows::Disk { file: Mutex::new(file), body: header_bytes(entries.len()) as u64 }
+                let file = Mutex::new((file, Vec::new()));
+                Rows::Disk { file, body: header_bytes(entries.len()) as u64 }
             }
             _ => Rows::Memory(kept),
         };
-        Ok(PairCache { d, entries, rows, residual_norm: norms.median() })
+        Ok(PairCache { d, stored, entries, rows, residual_norm: norms.median() })
     }
 }
 
@@ -411,7 +444,7 @@ impl CacheRequest<'_> {
     }
 
     /// Hash of everything that decides the numbers.
-    fn key(&self) -> [u8; 32] {
+    fn key(&self, stored: Precision) -> [u8; 32] {
         let identity = self.model.identity();
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
@@ -422,7 +455,7 @@ impl CacheRequest<'_> {
         part(env!("CARGO_PKG_VERSION").as_bytes());
         part(identity.file_sha256.as_bytes());
         let layer = self.layer.map_or("none".to_owned(), |layer| layer.to_string());
-        part(format!("{:?} {layer}", self.precision).as_bytes());
+        part(format!("{:?} {layer} {stored:?}", self.precision).as_bytes());
         // The tokens stand for tokeniser, template, system prompt and data rows: whatever of these changes
         // matters only through them.
         for pair in self.pairs {
@@ -471,113 +504,5 @@ fn tolerate<T>(
             Ok(None)
         }
         Err(e) => Err(e.into()),
-    }
-}
-
-/// A cache file being written.
-struct Writer {
-    body: BufWriter<tempfile::NamedTempFile>,
-}
-
-impl Writer {
-    /// A temporary file beside `path` (or in the system's folder), with room for the header.
-    fn create(path: Option<&Path>, pairs: usize) -> io::Result<Self> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".steerkit-");
-        let mut file = match path.and_then(Path::parent) {
-            Some(folder) => {
-                fs_err::create_dir_all(folder)?;
-                builder.tempfile_in(folder)?
-            }
-            None => builder.tempfile()?,
-        };
-        file.write_all(&vec![0; header_bytes(pairs)])?;
-        Ok(Self { body: BufWriter::with_capacity(1 << 20, file) })
-    }
-
-    /// Writes the header, brings the file to the disk and gives it its name.
-    fn finish(self, key: &[u8; 32], entries: &[Entry], path: Option<&Path>) -> io::Result<File> {
-        let mut file = self.body.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.seek(SeekFrom::Start(0))?;
-        file.write_all(&header(key, entries))?;
-        match path {
-            Some(path) => {
-                file.as_file().sync_all()?;
-                file.persist(path).map_err(|e| e.error)
-            }
-            None => Ok(file.into_file()),
-        }
-    }
-}
-
-fn header_bytes(pairs: usize) -> usize {
-    MAGIC.len() + 32 + pairs * PAIR_BYTES + 4
-}
-
-fn header(key: &[u8; 32], entries: &[Entry]) -> Vec<u8> {
-    let mut head = Vec::with_capacity(header_bytes(entries.len()));
-    head.extend_from_slice(MAGIC);
-    head.extend_from_slice(key);
-    for e in entries {
-        head.extend_from_slice(&(e.rows as u32).to_le_bytes());
-        head.extend_from_slice(&e.crc.to_le_bytes());
-        head.extend_from_slice(&e.reference.chosen.to_le_bytes());
-        head.extend_from_slice(&e.reference.rejected.to_le_bytes());
-    }
-    head.extend_from_slice(&crc32c(&head).to_le_bytes());
-    head
-}
-
-fn parse_entries(bytes: &[u8]) -> Vec<Entry> {
-    let mut first_row = 0;
-    let (pairs, _) = bytes.as_chunks::<PAIR_BYTES>();
-    let entry = |b: &[u8; PAIR_BYTES]| {
-        let word = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
-        let double = |at: usize| f64::from_bits(u64::from(word(at)) | u64::from(word(at + 4)) << 32);
-        let rows = word(0) as usize;
-        first_row += rows;
-        let reference = PairLogps { chosen: double(8), rejected: double(16) };
-        Entry { first_row: first_row - rows, rows, crc: word(4), reference }
-    };
-    pairs.iter().map(entry).collect()
-}
-
-fn le_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-fn read_rows(from: &mut impl Read, crc: u32, out: &mut [f32]) -> io::Result<()> {
-    let mut bytes = vec![0; out.len() * 4];
-    from.read_exact(&mut bytes)?;
-    if crc32c(&bytes) != crc {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the cached rows of a pair are damaged"));
-    }
-    let (values, _) = bytes.as_chunks::<4>();
-    out.iter_mut().zip(values).for_each(|(x, b)| *x = f32::from_le_bytes(*b));
-    Ok(())
-}
-
-/// Removes the longest unused cache files of `folder` until the rest holds at most `limit` bytes. Failures are
-/// left for the next time.
-fn prune(folder: &Path, limit: u64) {
-    let Ok(entries) = fs_err::read_dir(folder) else { return };
-    let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
-        .filter_map(|e| e.ok().map(|e| e.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == EXTENSION))
-        .filter_map(|p| {
-            let meta = p.metadata().ok()?;
-            Some((meta.modified().ok()?, meta.len(), p))
-        })
-        .collect();
-    files.sort();
-    let mut total: u64 = files.iter().map(|f| f.1).sum();
-    files.pop();
-    for (_, bytes, path) in files {
-        if total <= limit {
-            break;
-        }
-        if fs_err::remove_file(path).is_ok() {
-            total -= bytes;
-        }
     }
 }

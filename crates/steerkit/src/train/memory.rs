@@ -4,8 +4,6 @@ use super::pass::micro_batches;
 use crate::{Result, SteerError};
 use steerkit_model::DecoderConfig;
 
-/// Bytes of freed buffers that are held at most for the next pass.
-const SLACK: u64 = 64 << 20;
 /// Bytes of a number.
 const F32: usize = 4;
 
@@ -36,8 +34,8 @@ impl Footprint<'_> {
         let steps = self.steps.iter().map(|pairs| largest(pairs, rows, gradient));
         let reading = largest(&self.read, rows, |r, s| config.reading_bytes(r, s) + r * self.added * F32);
         let passes = steps.max().unwrap_or(0).max(reading) as u64;
-        // Buffers are reused for what is a little smaller.
-        self.cached + passes + (passes / 8).min(SLACK)
+        // Buffers wait for the next tensor of their width while those of another width are in use.
+        self.cached + passes + passes / 8
     }
 
     /// Refuses a run that does not fit into `available` bytes.

@@ -54,7 +54,7 @@ fn prepared<'a>(model: &'a Model, goldens: &Goldens, scope: TokenScope) -> Prepa
         .collect();
     let shape = |p: &TokenPair| PromptShape { len: p.prompt.len(), last_user: 0..0 };
     let scopes = pairs.iter().map(|p| scope.positions(&shape(p))).collect();
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None, ranks: None };
+    let policy = CachePolicy::in_memory();
     // Two pairs do not fit into one micro-batch.
     let (layer, micro_batch_rows) = (goldens.layer, 24);
     let request = CacheRequest {
@@ -68,7 +68,7 @@ fn prepared<'a>(model: &'a Model, goldens: &Goldens, scope: TokenScope) -> Prepa
     let cache = PairCache::prepare(&request, &policy, &mut |_: super::Event<'_>| {}, &AtomicBool::new(false))
         .unwrap();
     let trainee = Trainee::vector(model, layer);
-    Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: None }
+    Prepared::new(model, trainee, pairs, scopes, cache, micro_batch_rows)
 }
 
 #[test]

@@ -9,7 +9,10 @@ use crate::{
     objective::{Direction, Objective, PairFacts, PairLogps, View},
     ranks::{self, Shared},
 };
-use std::{ops::Range, sync::atomic::AtomicBool};
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
 use steerkit_model::{Gradients, Keep, Model, Pack, Pass, Positions, lora::Additions, pack::PairSpan};
 
 /// A preference pair as token ids; the responses end in the end-of-text token.
@@ -126,6 +129,29 @@ pub(crate) struct Prepared<'a> {
     pub(crate) micro_batch_rows: usize,
     /// Who shares the passes.
     pub(crate) ranks: Shared,
+    spare: Spare,
+}
+
+/// Rows of the last pass, whose memory the next one takes: a step in the steady state asks the system for none.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Vec<Vec<f32>>>);
+
+impl Spare {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `len` numbers, whatever they are.
+    fn take(&self, len: usize) -> Vec<f32> {
+        let mut rows = self.lock().pop().unwrap_or_default();
+        rows.reserve_exact(len.saturating_sub(rows.len()));
+        rows.resize(len, 0.0);
+        rows
+    }
+
+    fn give(&self, rows: Vec<f32>) {
+        self.lock().push(rows);
+    }
 }
 
 /// Numbers that come before the gradient in the sums of a micro-batch.
@@ -144,6 +170,20 @@ pub(crate) struct BatchGradient {
     pub(crate) grad: Vec<f32>,
 }
 
+impl<'a> Prepared<'a> {
+    /// Pairs that this process alone passes through the model.
+    pub(crate) fn new(
+        model: &'a Model,
+        trainee: Trainee,
+        pairs: Vec<TokenPair>,
+        scopes: Vec<Positions>,
+        cache: PairCache,
+        micro_batch_rows: usize,
+    ) -> Self {
+        Self { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: None, spare: Spare::default() }
+    }
+}
+
 impl Prepared<'_> {
     /// Log-probabilities of `items` (pairs, and what scales `v` there), in their order.
     pub(crate) fn score(
@@ -160,7 +200,9 @@ impl Prepared<'_> {
             let steered = self.steered(&items, v)?;
             let scores = self.model.score_pass(&steered.pass(), Keep::Nothing)?;
             let of_pair = |span| pair_logps(scores.logps(), span).to_numbers();
-            Ok(ranks::to_bytes(steered.packed.spans.iter().flat_map(of_pair)))
+            let logps = ranks::to_bytes(steered.packed.spans.iter().flat_map(of_pair));
+            self.spare.give(steered.into_parts().1);
+            Ok(logps)
         };
         let mut all = Vec::with_capacity(items.len());
         ranks::each(&self.ranks, &runs, pass, |_, made| {
@@ -215,8 +257,8 @@ impl Prepared<'_> {
             batch.iter().zip(views).flat_map(|(item, views)| views.iter().map(|&v| (item.0, v))).collect();
         let steered = self.steered(&items, v)?;
         let scores = self.model.score_pass(&steered.pass(), Keep::ForVjp)?;
-        // The edited rows are not needed any more.
-        let packed = steered.into_packed();
+        // The edited rows are not needed any more; their gradient takes their memory.
+        let (packed, rows) = steered.into_parts();
         let mut sums = vec![0f64; FACTS + v.len()];
         let (facts, grad) = sums.split_at_mut(FACTS);
         let mut coef = vec![0f32; scores.logps().len()];
@@ -236,8 +278,9 @@ impl Prepared<'_> {
             facts[1] += toward;
             facts[2] += f64::from(toward > 0.0);
         }
-        let gradients = scores.gradients(&coef)?;
+        let gradients = scores.gradients_in(rows, &coef)?;
         self.add_gradient(&packed, &items, v, &gradients, grad)?;
+        self.spare.give(gradients.start_td);
         Ok(sums)
     }
 
@@ -301,15 +344,17 @@ impl Prepared<'_> {
 
     /// The residual stream of a pack without steering, from the cache.
     fn residual(&self, packed: &Packed, items: &[(usize, View)], d: usize) -> Result<Vec<f32>, Halt> {
-        let mut h_td = vec![0f32; packed.pack.len() * d];
-        let mut pair_td = Vec::new();
+        let mut h_td = self.spare.take(packed.pack.len() * d);
+        let most = items.iter().map(|item| self.pairs[item.0].rows()).max().unwrap_or(0);
+        let mut pair_td = self.spare.take(most * d);
         for (&(i, _), span) in items.iter().zip(&packed.spans) {
             let shared = span.shared.len() * d;
-            pair_td.resize(shared + span.rows.len() * d, 0.0);
-            self.cache.read(i, &mut pair_td)?;
+            let pair_td = &mut pair_td[..shared + span.rows.len() * d];
+            self.cache.read(i, pair_td)?;
             h_td[span.shared.start * d..span.shared.end * d].copy_from_slice(&pair_td[..shared]);
             h_td[span.rows.start * d..span.rows.end * d].copy_from_slice(&pair_td[shared..]);
         }
+        self.spare.give(pair_td);
         Ok(h_td)
     }
 
@@ -380,6 +425,7 @@ impl Prepared<'_> {
             }
             grad.iter_mut().zip(&sum).for_each(|(g, s)| *g += s);
         }
+        plain_td.into_iter().for_each(|h_td| self.spare.give(h_td));
         Ok(())
     }
 }
@@ -404,8 +450,9 @@ impl Steered {
         Pass { added: &self.added, adapter: self.adapter.as_ref(), ..plain }
     }
 
-    fn into_packed(self) -> Packed {
-        self.packed
+    /// The packed runs, and the memory of the edited stream.
+    fn into_parts(self) -> (Packed, Vec<f32>) {
+        (self.packed, self.stream.map_or_else(Vec::new, |stream| stream.1))
     }
 }
 

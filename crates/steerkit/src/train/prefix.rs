@@ -23,6 +23,8 @@ use steerkit_model::{Model, ModelError};
 pub struct Prefix {
     model_sha256: String,
     precision: Precision,
+    /// How the rows are stored.
+    stored: Precision,
     by_layer: BTreeMap<usize, Vec<Part>>,
 }
 
@@ -70,10 +72,11 @@ impl Prefix {
     ) -> Result<Self> {
         let groups = by_layers(needs);
         let d = model.config().d_model;
-        let size = |(layers, pairs): (&Vec<usize>, &Vec<TokenPair>)| {
-            layers.len() as u64 * PairCache::bytes(pairs, d)
-        };
         let mut policy = CachePolicy::of(recipe);
+        let stored = policy.stored;
+        let size = |(layers, pairs): (&Vec<usize>, &Vec<TokenPair>)| {
+            layers.len() as u64 * PairCache::bytes(pairs, d, stored)
+        };
         // All of it stays in memory, or none.
         policy.memory = if groups.iter().map(size).sum::<u64>() <= policy.memory { u64::MAX } else { 0 };
         let mut by_layer: BTreeMap<usize, Vec<Part>> = BTreeMap::new();
@@ -96,12 +99,17 @@ impl Prefix {
             }
         }
         let model_sha256 = model.identity().file_sha256.clone();
-        Ok(Self { model_sha256, precision: recipe.precision, by_layer })
+        Ok(Self { model_sha256, precision: recipe.precision, stored, by_layer })
     }
 
-    /// Where the pairs of `request` lie, if all of them are there.
-    pub(crate) fn find(&self, request: &CacheRequest<'_>) -> Option<Vec<(Arc<PairCache>, usize)>> {
-        if request.precision != self.precision || request.model.identity().file_sha256 != self.model_sha256 {
+    /// Where the pairs of `request` lie, if all of them are there and stored in that way.
+    pub(crate) fn find(
+        &self,
+        request: &CacheRequest<'_>,
+        stored: Precision,
+    ) -> Option<Vec<(Arc<PairCache>, usize)>> {
+        let same_model = request.model.identity().file_sha256 == self.model_sha256;
+        if !same_model || (request.precision, stored) != (self.precision, self.stored) {
             return None;
         }
         let parts = self.by_layer.get(&request.layer?)?;

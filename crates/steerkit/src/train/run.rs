@@ -498,7 +498,9 @@ fn prepare<'a>(
     let (precision, layer) = (recipe.precision, trainee.constant_up_to());
     let request = CacheRequest { model, layer, precision, split, pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, policy, observer, cancel)?;
-    Ok(Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: policy.ranks.clone() })
+    let mut ready = Prepared::new(model, trainee, pairs, scopes, cache, micro_batch_rows);
+    ready.ranks = policy.ranks.clone();
+    Ok(ready)
 }
 
 /// What `multiplier` times the vector does to the pairs.

@@ -66,7 +66,7 @@ pub(crate) fn steered_logps(
     let request =
         CacheRequest { model, layer, precision, split: "measured", pairs: &pairs, micro_batch_rows };
     let cache = PairCache::prepare(&request, &policy, observer, cancel).map_err(ended)?;
-    let prepared = Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: None };
+    let prepared = Prepared::new(model, trainee, pairs, scopes, cache, micro_batch_rows);
     let of = |&multiplier: &f32| {
         let items: Vec<_> = (0..prepared.pairs.len()).map(|i| (i, multiplier)).collect();
         prepared.score(&items, numbers, cancel).map_err(ended)

@@ -104,14 +104,14 @@ fn prepared<'a>(model: &'a Model, trainee: Trainee, pairs: &[Pair], scope: Token
     let pairs: Vec<TokenPair> = pairs.iter().map(pair).collect();
     let shape = |p: &TokenPair| PromptShape { len: p.prompt.len(), last_user: 0..0 };
     let scopes = pairs.iter().map(|p| scope.positions(&shape(p))).collect();
-    let policy = CachePolicy { folder: None, memory: u64::MAX, disk: 0, prefix: None, ranks: None };
+    let policy = CachePolicy::in_memory();
     // Two pairs do not fit into one micro-batch.
     let (layer, micro_batch_rows) = (trainee.constant_up_to(), 24);
     let precision = Precision::F32;
     let request = CacheRequest { model, layer, precision, split: "train", pairs: &pairs, micro_batch_rows };
     let never = AtomicBool::new(false);
     let cache = PairCache::prepare(&request, &policy, &mut |_: super::Event<'_>| {}, &never).unwrap();
-    Prepared { model, trainee, pairs, scopes, cache, micro_batch_rows, ranks: None }
+    Prepared::new(model, trainee, pairs, scopes, cache, micro_batch_rows)
 }
 
 /// Loss and gradient of BiPO over all pairs.

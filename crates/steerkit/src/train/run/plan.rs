@@ -93,7 +93,8 @@ pub(super) fn check_memory(
     let mut sets = vec![pairs];
     sets.extend([&data.valid, &data.test].into_iter().flatten().map(|set| &set.pairs[..]));
     let width = if layer.is_some() { config.d_model } else { 0 };
-    let in_memory = sets.iter().map(|set| PairCache::bytes(set, width)).filter(|&b| b <= policy.memory);
+    let in_memory =
+        sets.iter().map(|set| PairCache::bytes(set, width, policy.stored)).filter(|&b| b <= policy.memory);
     let read = sets.iter().flat_map(|set| set.iter().map(size)).collect();
     // Here, on the device, and their gradients.
     let added = 3 * config.d_model * trainee.layers().len().saturating_sub(1);
