@@ -12,8 +12,8 @@ const SLACK: u64 = 64 << 20;
 pub(crate) struct Footprint<'a> {
     pub(crate) config: &'a DecoderConfig,
     pub(crate) layer: usize,
-    /// Bytes of cached rows kept in memory.
-    pub(crate) cached: u64,
+    /// Bytes of what stays beside the passes: cached rows kept in memory, and buffers that are no tensors.
+    pub(crate) lasting: u64,
     /// Packed rows and scored tokens of each pair that is only read.
     pub(crate) read: Vec<(usize, usize)>,
     /// The same of each pair, by step, with all the ways in which it is steered at a time.
@@ -30,8 +30,8 @@ impl Footprint<'_> {
             .map(|pairs| largest(pairs, rows, |r, s| config.gradient_bytes(self.layer, r, s)));
         let reading = largest(&self.read, rows, |r, s| config.reading_bytes(r, s));
         let passes = steps.max().unwrap_or(0).max(reading) as u64;
-        // Buffers are reused for what is a little smaller.
-        self.cached + passes + (passes / 8).min(SLACK)
+        // The pool holds this much more than is in use.
+        self.lasting + passes + (passes / 4).min(SLACK)
     }
 
     /// Refuses a run that does not fit into `available` bytes.
@@ -94,7 +94,7 @@ mod tests {
         };
         let steps = vec![vec![(80, 40); 16], vec![(200, 100); 2]];
         let footprint =
-            Footprint { config: &config, layer: 15, cached: 100_000_000, read: Vec::new(), steps };
+            Footprint { config: &config, layer: 15, lasting: 100_000_000, read: Vec::new(), steps };
         assert!(footprint.check(4096, None).is_ok());
         assert!(footprint.check(4096, Some(footprint.bytes(1280))).is_ok());
         let few = |available| match footprint.check(4096, Some(available)) {

@@ -577,8 +577,11 @@ fn check_memory(
     sets.extend([&data.valid, &data.test].into_iter().flatten().map(|set| &set.pairs[..]));
     let in_memory =
         sets.iter().map(|set| PairCache::bytes(set, config.d_model)).filter(|&b| b <= policy.memory);
+    let cached: u64 = in_memory.sum();
+    let scored = pairs.iter().map(|p| size(p).1).sum();
+    let beside = config.tile_bytes(scored, recipe.open_options().precision) as u64;
     let read = sets.iter().flat_map(|set| set.iter().map(size)).collect();
-    let footprint = Footprint { config, layer, cached: in_memory.sum(), read, steps };
+    let footprint = Footprint { config, layer, lasting: cached + beside, read, steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
 }
