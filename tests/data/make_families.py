@@ -282,6 +282,9 @@ def make(name):
         tensors, numbers, error = golden(model, seed)
         if min(run["min_top2_gap"] for run in numbers["greedy"].values()) > 0.01 and error < 4e-6:
             break
+    else:
+        print(name, "left out: at no seed of 199 are the greedy texts clear and PyTorch's own gradient exact enough")
+        return
     folder = HERE / name
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)

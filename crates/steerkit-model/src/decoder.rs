@@ -259,7 +259,9 @@ impl<B: Backend> Decoder<B> {
         let mut dx = match sum {
             Some(sum) => sum,
             // Without scored tokens every gradient is zero.
-            None => b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?,
+            None => {
+                b.upload(&vec![0.0; context.head_rows.len() * self.config.d_model], self.config.d_model)?
+            }
         };
         if saved.is_empty() {
             dx = b.select_vjp(&dx, &context.head_rows, context.t)?;

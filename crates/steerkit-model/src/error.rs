@@ -231,7 +231,11 @@ impl ModelError {
                     ),
                 })
             }
-            Self::Fetch { .. } => Some("give a model file of your own with --model FILE".to_owned()),
+            Self::Fetch { .. } => Some(
+                "check the network and repeat the command, which goes on where it broke off, or give a model file of \
+                 your own with --model FILE"
+                    .to_owned(),
+            ),
             Self::NoTokenizer { .. } => {
                 Some("use a GGUF file, or a folder with tokenizer.json beside config.json".to_owned())
             }

@@ -1,9 +1,9 @@
 //! What passes through the decoder take in memory on the CPU, beside the weights: the sizes of the tensors that are
 //! alive at the worst moment.
 
-use crate::DecoderConfig;
 use crate::config::{Norms, QkNorm};
 use crate::decoder::{KEPT_GATES, blocks_with_gates, head_rows_at_once};
+use crate::{DecoderConfig, Precision};
 
 /// Bytes of a number.
 const F32: usize = 4;
@@ -26,6 +26,13 @@ impl DecoderConfig {
     pub fn gradient_bytes(&self, first: usize, adapted: usize, rows: usize, scored: usize) -> usize {
         let [forward, back] = self.gradient(KEPT_GATES, first, adapted, rows, scored);
         F32 * (forward.max(back) + rows * self.d_model)
+    }
+
+    /// Bytes that a run with `scored` scored tokens takes beside its tensors: a tile of logits that was freed and is not
+    /// given back to the system yet, and in bf16 its rounded copy in the product with the head.
+    pub fn tile_bytes(&self, scored: usize, precision: Precision) -> usize {
+        let copy = if precision == Precision::Bf16 { F32 / 2 } else { 0 };
+        (F32 + copy) * head_rows_at_once(scored, self.vocab) * self.vocab
     }
 
     /// Numbers of the tensors of a pass that keeps nothing: those of the widest moment of a block, or of the head.
@@ -88,11 +95,12 @@ impl DecoderConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Pack;
+    use crate::Pass;
     use crate::backend::cpu::Cpu;
     use crate::decoder::Decoder;
     use crate::engine::Engine;
     use crate::lora::{AdditionGradients, LoraSettings, TrainableLora};
-    use crate::{Pack, Pass, Precision};
     use std::path::Path;
 
     /// Of every family: what is kept and what is computed again give the same bits, and the estimate is within 15% of

@@ -209,7 +209,7 @@ fn adapters_stand_beside_vectors() {
     let text = "report_on = \"test\"\n[base]\noptimiser.kind = \"adamw\"\noptimiser.lr = 0.05\noptimiser.warmup = { steps = 0 }\n\
                 [[grid]]\nmethod = [\"bipo\", \"dpo-lora\"]\nlayer = [1, 2]\n[measure]\nkl = 0\n";
     let out = dir.path().join("out");
-    let (results, mut begun) = run(&spec(dir.path(), text), &out, Shard::default());
+    let (results, mut begun) = run(&spec(dir.path(), text), &out, &Part::All);
     begun.sort();
     assert_eq!(begun, ["bipo", "bipo", "dpo-lora"], "one adapter for all layers");
     let table = results.test.as_ref().unwrap();
@@ -240,7 +240,7 @@ fn adapters_stand_beside_vectors() {
     let file = out.join("jobs").join(&group.jobs[0]).join("test.json");
     let before = read(file.clone());
     std::fs::remove_file(&file).unwrap();
-    assert_eq!(run(&spec(dir.path(), text), &out, Shard::default()).1, ["dpo-lora"]);
+    assert_eq!(run(&spec(dir.path(), text), &out, &Part::All).1, ["dpo-lora"]);
     assert_eq!(read(file), before);
 }
 

