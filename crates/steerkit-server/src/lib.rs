@@ -15,6 +15,7 @@ mod json;
 mod metrics;
 mod openapi;
 mod params;
+mod patient;
 mod profiles;
 mod registry;
 mod reply;
