@@ -20,6 +20,7 @@ mod profiles;
 mod registry;
 mod reply;
 mod server;
+mod standing;
 mod steering;
 mod stored;
 mod text;

@@ -170,6 +170,7 @@ impl Server {
             metrics,
             registry,
             profiles,
+            standing: Default::default(),
             guard,
             default_vector: options.default_vector.clone(),
             started: app::now(),
