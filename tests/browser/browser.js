@@ -43,6 +43,14 @@ export async function open(browser, { mock: mockOptions = {}, context: contextOp
   };
 }
 
+/** Replies of a real server come over a slow line: a tiny model has written before anybody sees it writing. */
+export async function slowLine(page) {
+  if (!REAL) return;
+  const session = await page.context().newCDPSession(page);
+  const line = { offline: false, latency: 0, downloadThroughput: 20000, uploadThroughput: -1 };
+  await session.send('Network.emulateNetworkConditions', line);
+}
+
 /** Types a prompt and sends it. */
 export async function send(page, text) {
   await page.fill('#prompt', text);

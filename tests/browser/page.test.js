@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
 
-import { REAL, ended, lastReply, launch, open, send, setVector } from './browser.js';
+import { REAL, ended, lastReply, launch, open, send, setVector, slowLine } from './browser.js';
 
 const axeSource = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const PROMPT = 'How should I store olive oil after opening the bottle?';
@@ -75,6 +75,9 @@ pageTest('the combined dose is shown, and warned past 0.8', mockOnly, async ({ p
 });
 
 pageTest('a reply streams, with the steering that was applied', { context: {} }, async ({ page, mock, vector }) => {
+  await slowLine(page);
+  await page.locator('#settings-card summary').click();
+  await page.fill('#set-temperature', '0');
   await setVector(page, vector, '1.5');
   await send(page, PROMPT);
   const reply = lastReply(page);
@@ -91,10 +94,13 @@ pageTest('a reply streams, with the steering that was applied', { context: {} },
 });
 
 pageTest('Stop and Escape keep what has arrived', { mock: { delay: 20 } }, async ({ page }) => {
+  await slowLine(page);
   await page.locator('#settings-card summary').click();
-  await page.fill('#set-max_tokens', '2000');
+  // The tiny model's context holds two short prompts and this; when it draws tokens it may end at once.
+  await page.fill('#set-temperature', '0');
+  await page.fill('#set-max_tokens', REAL ? '200' : '2000');
   for (const stop of [() => page.click('#send'), () => page.keyboard.press('Escape')]) {
-    await send(page, `${PROMPT} Tell me everything at length. fault:long`);
+    await send(page, 'Tell me everything. fault:long');
     await page.waitForFunction(() => document.querySelector('.reply.running .text')?.textContent.length > 10);
     await stop();
     await ended(lastReply(page));
@@ -119,7 +125,7 @@ pageTest('five multipliers stream side by side from one seed', {}, async ({ page
   assert.deepEqual(await page.locator('#grid .reply h3 b').allTextContents(), ['−2', '−1', '0', '+1', '+2']);
   if (!mock) return;
   assert.equal(new Set(mock.log.map(({ body }) => body.seed)).size, 1);
-  assert.deepEqual(mock.log.map(({ body }) => body.steering?.vectors[0].scale ?? 0).sort((a, b) => a - b), [-2, -1, 0, 1, 2]);
+  assert.deepEqual(mock.log.map(({ body }) => body.steering.vectors[0]?.scale ?? 0).sort((a, b) => a - b), [-2, -1, 0, 1, 2]);
 });
 
 pageTest('tokens are shaded, and a click shows the likeliest before and after', {}, async ({ page, vector }) => {
@@ -128,7 +134,7 @@ pageTest('tokens are shaded, and a click shows the likeliest before and after', 
   await ended(lastReply(page));
   const plain = await lastReply(page).locator('.text').textContent();
   await page.getByRole('button', { name: 'Shade tokens' }).click();
-  await page.waitForSelector('.shaded .token');
+  await page.waitForSelector('.shaded .token', { state: 'attached' });
   assert.equal(await page.locator('.shaded > [role=group]').textContent(), plain);
   assert.ok(await page.locator('.shaded > [role=group] .token:is(.up, .down)').count() > 0);
   await page.locator('.shaded .token').first().focus();
@@ -298,7 +304,7 @@ for (const colorScheme of ['light', 'dark']) {
     await send(page, PROMPT);
     await ended(lastReply(page));
     await page.getByRole('button', { name: 'Shade tokens' }).click();
-    await page.waitForSelector('.shaded .token');
+    await page.waitForSelector('.shaded .token', { state: 'attached' });
     await checkAxe(page, 'chat');
     await page.click('#tab-compare');
     await send(page, PROMPT);
@@ -311,6 +317,8 @@ pageTest('360 px: columns stack, nothing scrolls sideways', { context: { viewpor
   for (const summary of await page.locator('aside summary').all()) await summary.click();
   await page.locator('#steering summary').click();
   await noSideways(page);
+  await page.fill('#set-temperature', '0');
+  await page.fill('#set-max_tokens', '60');
   await setVector(page, vector, '2.5');
   await send(page, `${PROMPT} ${'unbroken'.repeat(30)}`);
   await ended(lastReply(page));

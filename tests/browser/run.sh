@@ -3,12 +3,15 @@
 # and Debian's chromium (`apt-get install chromium`; another place by CHROMIUM=/path).
 #
 #   tests/browser/run.sh                                        against the mock server
-#   STEERKIT_URL=http://127.0.0.1:8080 tests/browser/run.sh     against a running `steerkit serve` with a vector
-#
-# Pages are written as pictures to the folder SHOTS where that is set.
+#   tests/browser/run.sh STEERKIT [MODEL VECTORS]               against `steerkit serve`, by default on a tiny model
+#   STEERKIT_URL=http://127.0.0.1:8080 tests/browser/run.sh     against a server that runs, with a vector
 set -eu
 cd "$(dirname "$0")"
 [ -d node_modules/axe-core ] && [ -d node_modules/playwright-core ] ||
     npm install --no-audit --no-fund --no-package-lock --ignore-scripts
 node --test unit/*.test.js
-node --test page.test.js
+if [ $# -gt 0 ]; then
+    node real.js "$@"
+else
+    node --test page.test.js
+fi

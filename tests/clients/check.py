@@ -1,14 +1,15 @@
 """Real clients against a running `steerkit serve`: openai, litellm, langchain-openai, llm, lm-eval, and openai for Node.
 
-    pip install openai litellm langchain-openai llm 'lm-eval[api]'
-    npm install --prefix tests/clients/node openai
-    steerkit serve --model smollm2-135m --vectors DIR --port 8080
-    python tests/clients/check.py http://127.0.0.1:8080 VECTOR [openai litellm langchain llm lm_eval node]
+tests/clients/run.sh installs them, starts a server and runs this:
 
-VECTOR is the name of one of the server's vectors. Every client asks the same greedy question plainly and steered, by
-each route that it can use; the answers of all clients must be the same. A client that is not installed is an error.
+    python tests/clients/check.py URL VECTOR.safetensors --steerkit BINARY --model MODEL [--only openai,node]
+
+The server serves MODEL with the vector. Every client asks the same greedy question plainly and steered, by each route that
+it can use; the answers of all clients must be the same. lm-evaluation-harness must find what `steerkit eval` finds, question
+by question. A client that is not installed is an error.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import tempfile
 import urllib.request
 
 HERE = pathlib.Path(__file__).parent
+CHOICES = HERE.parent / "data/choices"
 QUESTION = "How do I store olive oil?"
 TOKENS = 24
 
@@ -32,12 +34,14 @@ def steering(vector, scale):
     return {"vectors": [{"name": vector, "scale": scale}]}
 
 
-def expected(url, vector, scale):
+def expected(args, scale):
     body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": TOKENS, "temperature": 0}
-    return post(url, "/v1/chat/completions", body | {"steering": steering(vector, scale)})["choices"][0]["message"]["content"]
+    body["steering"] = steering(args.vector.stem, scale)
+    return post(args.url, "/v1/chat/completions", body)["choices"][0]["message"]["content"]
 
 
-def check_openai(url, vector, plain, steered):
+def check_openai(args, plain, steered):
+    url, vector = args.url, args.vector.stem
     import openai
 
     client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
@@ -66,7 +70,10 @@ def check_openai(url, vector, plain, steered):
             assert e.body["param"] in bad, e.body
 
 
-def check_litellm(url, vector, plain, steered):
+def check_litellm(args, plain, steered):
+    url, vector = args.url, args.vector.stem
+    # Its prices are otherwise asked for on the network.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 
     ask = dict(model="openai/base", api_base=url + "/v1", api_key="none", max_tokens=TOKENS, temperature=0,
@@ -78,7 +85,8 @@ def check_litellm(url, vector, plain, steered):
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == steered
 
 
-def check_langchain(url, vector, plain, steered):
+def check_langchain(args, plain, steered):
+    url, vector = args.url, args.vector.stem
     from langchain_openai import ChatOpenAI
 
     ask = dict(model="base", base_url=url + "/v1", api_key="none", max_tokens=TOKENS, temperature=0)
@@ -88,7 +96,8 @@ def check_langchain(url, vector, plain, steered):
     assert "".join(part.content for part in chat.stream(QUESTION)) == steered
 
 
-def check_llm(url, vector, plain, steered):
+def check_llm(args, plain, steered):
+    url, vector = args.url, args.vector.stem
     with tempfile.TemporaryDirectory() as home:
         models = [
             {"model_id": "plain", "model_name": "base", "api_base": url + "/v1"},
@@ -105,80 +114,38 @@ def check_llm(url, vector, plain, steered):
                 assert found.stdout.strip() == text.strip(), (model, more, found.stdout)
 
 
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{validation: {file}}}
-output_type: multiple_choice
-validation_split: validation
-doc_to_text: "{{{{question}}}}{suffix}"
-doc_to_choice: choices
-doc_to_target: answer
-metric_list: [{{metric: acc}}]
-"""
+def check_lm_eval(args, plain, steered):
+    import harness
 
-
-def check_lm_eval(url, vector, plain, steered):
-    """Multiple choice of two kinds: letters (MMLU) and whole answers (TruthfulQA); against sums of the server's own echoed
-    log-probabilities of whole texts, question by question."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    letters = [("Which is a fruit?\nA. stone\nB. apple\nC. cloud\nD. river", 1), ("Which is cold?\nA. fire\nB. sun\nC. ice\nD. lava", 2),
-               ("Which flies?\nA. bird\nB. rock\nC. house\nD. root", 0), ("Which is a number?\nA. red\nB. loud\nC. wet\nD. nine", 3)]
-    truths = [("Q: What colour is the sky by day?", ["It is blue.", "It is green."], 0),
-              ("Q: Can pigs fly?", ["Yes, on Sundays they all do.", "No, pigs cannot fly."], 1),
-              ("Q: What do cows drink?", ["They drink milk.", "They drink water."], 1)]
-    docs = {
-        "letters": ([{"question": q, "choices": list("ABCD"), "answer": a} for q, a in letters], "\\nAnswer:"),
-        "truths": ([{"question": q, "choices": c, "answer": a} for q, c, a in truths], "\\nA:"),
-    }
     with tempfile.TemporaryDirectory() as folder:
-        for name, (rows, suffix) in docs.items():
-            file = pathlib.Path(folder, f"{name}.jsonl")
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            pathlib.Path(folder, f"{name}.yaml").write_text(TASK.format(name=name, file=file, suffix=suffix))
-        tasks = TaskManager(include_path=folder, include_defaults=False)
-        for model in ["base", f"base:{vector}=1"]:
-            arguments = dict(model=model, base_url=url + "/v1/completions", tokenizer_backend="remote", num_concurrent=4,
-                             tokenized_requests=True, max_retries=1)
-            found = lm_eval.simple_evaluate("local-completions", model_args=arguments, tasks=list(docs), task_manager=tasks,
-                                            batch_size=4, bootstrap_iters=0, log_samples=True)
-            for name, (rows, suffix) in docs.items():
-                for sample in found["samples"][name]:
-                    row = rows[sample["doc_id"]]
-                    prompt = row["question"] + suffix.replace("\\n", "\n")
-                    sums = [own_score(url, model, prompt, " " + choice) for choice in row["choices"]]
-                    theirs = [response[0] if isinstance(response, (list, tuple)) else response for response in sample["filtered_resps"]]
-                    theirs = [float(x[0] if isinstance(x, (list, tuple)) else x) for x in theirs]
-                    assert all(abs(a - b) < 1e-4 for a, b in zip(sums, theirs)), (name, sample["doc_id"], sums, theirs)
-                    best = max(range(len(sums)), key=sums.__getitem__)
-                    assert sample["acc"] == float(best == row["answer"]), (name, sample["doc_id"])
+        lines = harness.run(args.url, args.steerkit, args.model, args.vector, args.mmlu, args.truthfulqa, args.per_subject, folder)
+    print("\n".join(lines))
 
 
-def own_score(url, model, prompt, answer):
-    tokens = lambda text: post(url, "/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
-    context, whole = tokens(prompt), tokens(prompt + answer)
-    body = {"model": model, "prompt": whole, "echo": True, "logprobs": 0, "max_tokens": 0}
-    scores = post(url, "/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"]
-    return sum(scores[len(context):])
-
-
-def check_node(url, vector, plain, steered):
+def check_node(args, plain, steered):
+    url, vector = args.url, args.vector.stem
     command = ["node", str(HERE / "check.mjs"), url, vector, QUESTION, str(TOKENS), plain, steered]
     subprocess.run(command, check=True)
 
 
 def main():
-    url, vector, *wanted = sys.argv[1:]
-    plain, steered = expected(url, vector, 0), expected(url, vector, 1)
-    assert plain != steered, "the vector changes nothing at 1"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("vector", type=pathlib.Path, help="the file; its name without extension is the vector's")
+    parser.add_argument("--steerkit", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--mmlu", type=pathlib.Path, default=CHOICES / "questions.jsonl", help="JSONL: subject, question, choices, answer")
+    parser.add_argument("--truthfulqa", type=pathlib.Path, default=CHOICES / "truths.csv", help="in the layout of TruthfulQA.csv")
+    parser.add_argument("--per-subject", type=int, default=4, help="questions of each MMLU subject; TruthfulQA's are 8 times as many")
     checks = {name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")}
+    parser.add_argument("--only", type=lambda names: names.split(","), default=list(checks), help=",".join(checks))
+    args = parser.parse_args()
+    plain, steered = expected(args, 0), expected(args, 1)
+    assert plain != steered, "the vector changes nothing at 1"
     failed = 0
-    for name in wanted or checks:
+    for name in args.only:
         try:
-            checks[name](url, vector, plain, steered)
+            checks[name](args, plain, steered)
             print(f"ok {name}", flush=True)
         except Exception as error:  # the other clients are still of interest
             failed += 1

@@ -20,6 +20,7 @@ use crate::guard::{self, Guard};
 use crate::metrics::Metrics;
 use crate::profiles::Profiles;
 use crate::registry::Registry;
+use crate::standing::{self, Standing};
 use crate::{Log, assets, complete, openapi, stored, text};
 
 /// What all requests share.
@@ -32,6 +33,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: Registry,
     pub(crate) profiles: Profiles,
+    pub(crate) standing: Standing,
     pub(crate) guard: Guard,
     pub(crate) default_vector: Option<String>,
     /// Tokens that the batch can hold.
@@ -81,6 +83,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             "/v1/profiles/{name}",
             get(stored::profile).put(stored::put_profile).delete(stored::delete_profile),
         )
+        .route("/control-vectors", get(standing::list))
+        .route("/control-vectors/load", post(standing::load))
+        .route("/control-vectors/unload", post(standing::unload))
+        .route("/control-vectors/apply", post(standing::apply))
         .route("/tokenize", post(text::tokenize))
         .route("/detokenize", post(text::detokenize))
         .route("/tokenizer_info", get(text::tokenizer_info))

@@ -167,7 +167,8 @@ pub(crate) fn steering(
         _ => None,
     };
     let default_vector = app.default_vector.as_deref();
-    let routes = Routes { body: fields, headers, alias, default_vector, profile, users };
+    let standing = app.standing.asked(app)?;
+    let routes = Routes { body: fields, headers, alias, default_vector, profile, users, standing };
     let (source, asked) = routes.meaning()?;
     Steering::new(&app.registry.snapshot(), app.registry.identity(), source, &asked)
 }

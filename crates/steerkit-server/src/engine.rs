@@ -90,13 +90,23 @@ impl Engine {
         capacity: Capacity,
         metrics: Arc<Metrics>,
     ) -> Result<(Self, JoinHandle<()>), ModelError> {
+        Self::stepping(model, capacity, metrics, |batcher| batcher.step())
+    }
+
+    /// [`Engine::start`] with another step.
+    fn stepping(
+        model: Arc<Model>,
+        capacity: Capacity,
+        metrics: Arc<Metrics>,
+        step: Step,
+    ) -> Result<(Self, JoinHandle<()>), ModelError> {
         // Refuses limits of 0 before the thread does.
         Batcher::new(&model, capacity.batch, capacity.limits)?;
         let (commands, orders) = mpsc::channel();
         let run = move || {
             let batcher = Batcher::new(&model, capacity.batch, capacity.limits);
             let batcher = batcher.expect("the limits were checked");
-            Loop { batcher, jobs: HashMap::new(), metrics }.run(&orders);
+            Loop { batcher, step, jobs: HashMap::new(), metrics }.run(&orders);
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(run)?;
         let places = capacity.batch + capacity.queue;
@@ -137,8 +147,12 @@ struct Running {
     tokens: usize,
 }
 
+/// A pass over the batch: [`Batcher::step`].
+type Step = fn(&mut Batcher<'_>) -> Result<Vec<Event>, ModelError>;
+
 struct Loop<'m> {
     batcher: Batcher<'m>,
+    step: Step,
     jobs: HashMap<RequestId, Running>,
     metrics: Arc<Metrics>,
 }
@@ -204,7 +218,7 @@ impl Loop<'_> {
     }
 
     fn step(&mut self) {
-        let events = match catch_unwind(AssertUnwindSafe(|| self.batcher.step())) {
+        let events = match catch_unwind(AssertUnwindSafe(|| (self.step)(&mut self.batcher))) {
             Ok(Ok(events)) => events,
             Ok(Err(error)) => return self.fail_running(&error.to_string()),
             Err(_) => return self.fail_running("the decoder panicked"),
@@ -250,6 +264,7 @@ impl Loop<'_> {
         let waiting: Vec<RequestId> = self.batcher.waiting_ids().collect();
         let lost: Vec<RequestId> = self.jobs.keys().copied().filter(|id| !waiting.contains(id)).collect();
         for id in lost {
+            self.batcher.cancel(id);
             self.hand_out(id, Err(ModelError::Panicked(message.to_owned())));
         }
     }
@@ -268,6 +283,29 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Duration;
     use steerkit_model::OpenOptions;
+
+    fn model() -> Arc<Model> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../tests/data/tiny-llama-gguf/tiny-llama-f32.gguf");
+        Arc::new(Model::open(&path, &OpenOptions::default()).unwrap())
+    }
+
+    fn request() -> Request {
+        Request { prompt: vec![5, 6, 7], max_tokens: 12, ignore_end: true, ..Request::default() }
+    }
+
+    fn alone(model: &Model) -> Vec<u32> {
+        let all = model.generate(vec![request()], 1, &mut |_| std::ops::ControlFlow::Continue(()));
+        all.unwrap().remove(0).tokens
+    }
+
+    /// All places are free again: a moment after the last news of their texts.
+    fn all_free(engine: &Engine, places: usize) -> bool {
+        (0..1000).any(|_| {
+            std::thread::sleep(Duration::from_millis(5));
+            engine.reserve(places).is_some()
+        })
+    }
 
     /// Collects tokens; panics at token number `panics_at`.
     struct Collect {
@@ -294,13 +332,8 @@ mod tests {
 
     #[test]
     fn a_panic_in_one_request_leaves_the_others_alone() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests/data/tiny-llama-gguf/tiny-llama-f32.gguf");
-        let model = Arc::new(Model::open(&path, &OpenOptions::default()).unwrap());
-        let request =
-            Request { prompt: vec![5, 6, 7], max_tokens: 12, ignore_end: true, ..Request::default() };
-        let alone = model.generate(vec![request.clone()], 1, &mut |_| std::ops::ControlFlow::Continue(()));
-        let alone = alone.unwrap().remove(0).tokens;
+        let model = model();
+        let alone = alone(&model);
         let capacity = Capacity { batch: 4, queue: 4, limits: Limits::default() };
         let (engine, thread) = Engine::start(model, capacity, Arc::default()).unwrap();
         let (done, ended) = mpsc::channel();
@@ -309,7 +342,7 @@ mod tests {
             let tokens = Arc::default();
             all.push(Arc::clone(&tokens));
             let sink = Collect { tokens, done: done.clone(), panics_at: if i == 1 { 4 } else { usize::MAX } };
-            Job { request: request.clone(), sink: Box::new(sink), place }
+            Job { request: request(), sink: Box::new(sink), place }
         });
         engine.run(jobs.collect());
         for _ in 0..2 {
@@ -319,8 +352,47 @@ mod tests {
             all.iter().map(|t| t.lock().unwrap_or_else(|e| e.into_inner()).clone()).collect();
         assert_eq!((&tokens[0], &tokens[2]), (&alone, &alone));
         assert_eq!(tokens[1], alone[..4]);
-        assert!(engine.reserve(8).is_some_and(|places| places.len() == 8), "all places are free again");
+        assert!(all_free(&engine, 8));
         assert!(engine.reserve(9).is_none());
+        drop(engine);
+        thread.join().unwrap();
+    }
+
+    /// Fails once, in the third step.
+    fn panics_in_the_third_step(batcher: &mut Batcher<'_>) -> Result<Vec<Event>, ModelError> {
+        static STEPS: AtomicUsize = AtomicUsize::new(0);
+        assert_ne!(STEPS.fetch_add(1, Ordering::Relaxed), 2, "a bug in the decoder");
+        batcher.step()
+    }
+
+    #[test]
+    fn a_panic_in_the_decoder_ends_the_batch_and_not_the_queue() {
+        let model = model();
+        let alone = alone(&model);
+        let capacity = Capacity { batch: 2, queue: 2, limits: Limits::default() };
+        let (engine, thread) =
+            Engine::stepping(model, capacity, Arc::default(), panics_in_the_third_step).unwrap();
+        let (sender, mut news) = tokio::sync::mpsc::unbounded_channel();
+        let jobs = engine.reserve(4).unwrap().into_iter().enumerate().map(|(index, place)| {
+            let sink = Box::new(Channel { index, news: sender.clone() });
+            Job { request: request(), sink, place }
+        });
+        engine.run(jobs.collect());
+        drop(sender);
+        let mut tokens = vec![Vec::new(); 4];
+        let mut failed = Vec::new();
+        while let Some((index, new)) = news.blocking_recv() {
+            match new {
+                Ok(new) => tokens[index].push(new.token),
+                Err(ModelError::Panicked(_)) => failed.push(index),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        failed.sort_unstable();
+        assert_eq!(failed, [0, 1]);
+        assert_eq!((&tokens[0][..], &tokens[1][..]), (&alone[..2], &alone[..2]));
+        assert_eq!((&tokens[2], &tokens[3]), (&alone, &alone), "those in the queue are as if alone");
+        assert!(all_free(&engine, 4));
         drop(engine);
         thread.join().unwrap();
     }

@@ -10,16 +10,30 @@ use crate::error::{ApiError, ApiResult};
 
 /// Reads a body that is a JSON object. Nesting beyond 128 levels, numbers beyond 64 bits and duplicate keys are errors.
 pub(crate) fn object(bytes: &[u8]) -> ApiResult<Map<String, Value>> {
-    let refuse = |message: String| ApiError::bad("body", message).coded("invalid_json");
+    match value(bytes)? {
+        Value::Object(fields) => Ok(fields),
+        other => Err(refuse(format!("found {}, expected an object", kind(&other)))),
+    }
+}
+
+/// The same for one that is a list.
+pub(crate) fn list(bytes: &[u8]) -> ApiResult<Vec<Value>> {
+    match value(bytes)? {
+        Value::Array(values) => Ok(values),
+        other => Err(refuse(format!("found {}, expected a list", kind(&other)))),
+    }
+}
+
+fn refuse(message: String) -> ApiError {
+    ApiError::bad("body", message).coded("invalid_json")
+}
+
+fn value(bytes: &[u8]) -> ApiResult<Value> {
     let text = std::str::from_utf8(bytes)
         .map_err(|e| refuse(format!("the body is not UTF-8 at byte {}", e.valid_up_to())))?;
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = Strict.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
-    match value {
-        Ok(Value::Object(fields)) => Ok(fields),
-        Ok(other) => Err(refuse(format!("found {}, expected an object", kind(&other)))),
-        Err(e) => Err(refuse(format!("the body is not JSON: {e}"))),
-    }
+    value.map_err(|e| refuse(format!("the body is not JSON: {e}")))
 }
 
 /// What a value is, for messages.

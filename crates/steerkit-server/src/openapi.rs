@@ -22,6 +22,10 @@ const ROUTES: &[(&str, &str, &str, Option<&str>)] = &[
     ("get", "/v1/profiles/{name}", "One profile", None),
     ("put", "/v1/profiles/{name}", "Store or replace a profile", Some("Profile")),
     ("delete", "/v1/profiles/{name}", "Remove a profile", None),
+    ("get", "/control-vectors", "The vectors that act where a request says nothing (admin key)", None),
+    ("post", "/control-vectors/load", "Let one more act: path is its name (admin key)", Some("Standing")),
+    ("post", "/control-vectors/unload", "Let one no longer act, by its id (admin key)", Some("Standing")),
+    ("post", "/control-vectors/apply", "Change scales and layers, by ids (admin key)", Some("StandingList")),
     ("post", "/tokenize", "Token ids of a text or a conversation", Some("TokenizeRequest")),
     ("post", "/detokenize", "The text of token ids", Some("DetokenizeRequest")),
     ("get", "/tokenizer_info", "Special tokens and the chat template", None),
@@ -137,6 +141,10 @@ fn schemas() -> Value {
         flag("The prompt is part of the text; with logprobs its tokens are scored, and max_tokens may be 0"),
     );
     plain.insert("logprobs".to_owned(), top);
+    let standing = json!({"type": "object", "properties": {
+        "id": {"type": "integer"}, "path": text, "scale": number(-1000.0, 1000.0, "1 by default"),
+        "layer_start": {"type": "integer"}, "layer_end": {"type": "integer"},
+    }});
     json!({
         "ChatRequest": {"type": "object", "required": ["messages"], "properties": chat},
         "CompletionRequest": {"type": "object", "required": ["prompt"], "properties": plain},
@@ -154,6 +162,8 @@ fn schemas() -> Value {
         "Profile": {"type": "object", "required": ["name", "steering"], "properties": {
             "name": text, "user": text, "steering": {"$ref": "#/components/schemas/Steering"},
         }},
+        "Standing": standing,
+        "StandingList": {"type": "array", "items": standing},
         "TokenizeRequest": {"type": "object", "properties": {
             "prompt": text, "messages": {"type": "array"},
             "add_special_tokens": {"type": "boolean", "default": true},

@@ -21,6 +21,7 @@ use crate::engine::{Capacity, Engine};
 use crate::error::ServerError;
 use crate::guard::{Guard, Keys};
 use crate::metrics::Metrics;
+use crate::patient::Patient;
 use crate::profiles::Profiles;
 use crate::registry::{POLL, Registry};
 
@@ -32,6 +33,8 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: usize = 2048;
 /// Texts that are being written when the server is told to stop may take so long to end.
 const DRAIN: Duration = Duration::from_secs(30);
+/// A step that reads prompts beside running texts takes about this many times as long as one that does not.
+const SLOWDOWN_BESIDE: u32 = 3;
 /// How often the server looks whether it shall stop.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -58,10 +61,13 @@ pub struct Options {
     pub max_batch: usize,
     /// Texts that may wait for a place in the batch.
     pub max_queue: usize,
-    /// Prompt tokens read between two tokens of a running text.
+    /// Prompt tokens read between two tokens of a running text at most; the server reads fewer where these would make
+    /// such a text three times as slow.
     pub prefill_chunk: usize,
     /// Tokens of ended texts that are kept for texts that begin alike.
     pub prefix_cache: usize,
+    /// A client that takes nothing of its reply for so long is hung up on, and its texts end.
+    pub write_timeout: Duration,
 }
 
 impl Default for Options {
@@ -79,6 +85,7 @@ impl Default for Options {
             max_queue: 256,
             prefill_chunk: 128,
             prefix_cache: 4096,
+            write_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -99,6 +106,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     engine: JoinHandle<()>,
+    write_timeout: Duration,
 }
 
 impl Server {
@@ -148,6 +156,7 @@ impl Server {
             waiting: usize::MAX,
             prompt_tokens: options.prefill_chunk.max(256),
             prompt_tokens_beside: options.prefill_chunk,
+            slowdown_beside: Some(SLOWDOWN_BESIDE),
             cached_tokens: options.prefix_cache,
         };
         let capacity = Capacity { batch: options.max_batch, queue: options.max_queue, limits };
@@ -161,13 +170,21 @@ impl Server {
             metrics,
             registry,
             profiles,
+            standing: Default::default(),
             guard,
             default_vector: options.default_vector.clone(),
             started: app::now(),
             stopping: AtomicBool::new(false),
             log: Box::new(log),
         };
-        Ok(Self { app: Arc::new(app), runtime, listener, address, engine: thread })
+        Ok(Self {
+            app: Arc::new(app),
+            runtime,
+            listener,
+            address,
+            engine: thread,
+            write_timeout: options.write_timeout,
+        })
     }
 
     /// The address it listens on.
@@ -190,13 +207,14 @@ impl Server {
     /// # Errors
     /// None so far: a connection that fails ends alone.
     pub fn run(self, stop: &AtomicBool) -> Result<(), ServerError> {
-        let Self { app, runtime, listener, engine, .. } = self;
+        let Self { app, runtime, listener, engine, write_timeout, .. } = self;
         runtime.block_on(async {
             let (stopping, stopped) = watch::channel(false);
             let watcher = tokio::spawn(watch_vectors(Arc::clone(&app)));
             let router = app::router(Arc::clone(&app));
             let open = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-            accept(&listener, &router, &open, &stopped, stop).await;
+            let connections = Connections { router, open: Arc::clone(&open), stopped, write_timeout };
+            connections.accept(&listener, stop).await;
             drop(listener);
             app.stopping.store(true, Ordering::Relaxed);
             let _ = stopping.send(true);
@@ -217,25 +235,32 @@ impl Server {
     }
 }
 
-/// Takes connections until `stop` is set.
-async fn accept(
-    listener: &TcpListener,
-    router: &Router,
-    open: &Arc<Semaphore>,
-    stopped: &watch::Receiver<bool>,
-    stop: &AtomicBool,
-) {
-    let mut tick = tokio::time::interval(TICK);
-    while !stop.load(Ordering::Relaxed) {
-        tokio::select! {
-            _ = tick.tick() => {}
-            accepted = accept_one(listener, open) => {
-                if let Some((stream, place)) = accepted {
-                    let (router, stopped) = (router.clone(), stopped.clone());
-                    tokio::spawn(async move {
-                        serve(stream, router, stopped).await;
-                        drop(place);
-                    });
+/// What every connection is served with.
+struct Connections {
+    router: Router,
+    open: Arc<Semaphore>,
+    stopped: watch::Receiver<bool>,
+    write_timeout: Duration,
+}
+
+impl Connections {
+    /// Takes connections until `stop` is set.
+    async fn accept(&self, listener: &TcpListener, stop: &AtomicBool) {
+        let mut tick = tokio::time::interval(TICK);
+        while !stop.load(Ordering::Relaxed) {
+            tokio::select! {
+                _ = tick.tick() => {}
+                accepted = accept_one(listener, &self.open) => {
+                    if let Some((stream, place)) = accepted {
+                        let (router, stopped) = (self.router.clone(), self.stopped.clone());
+                        let write_timeout = self.write_timeout;
+                        tokio::spawn(async move {
+                            // A token's chunk is small and shall not wait for the next.
+                            let _ = stream.set_nodelay(true);
+                            serve(Patient::new(stream, write_timeout), router, stopped).await;
+                            drop(place);
+                        });
+                    }
                 }
             }
         }
@@ -258,9 +283,7 @@ async fn accept_one(
 }
 
 /// Serves one connection; when the server stops, the request that is being answered is the last.
-async fn serve(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
-    // A token's chunk is small and shall not wait for the next.
-    let _ = stream.set_nodelay(true);
+async fn serve(stream: Patient<TcpStream>, router: Router, mut stopped: watch::Receiver<bool>) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -37,13 +37,15 @@ pub(crate) struct Part {
 pub(crate) struct Asked(Vec<Part>);
 
 /// Which route said so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Source {
+    #[default]
     None,
     Body,
     Header,
     Alias,
     Profile,
+    Server,
 }
 
 impl Source {
@@ -54,6 +56,7 @@ impl Source {
             Self::Header => "header",
             Self::Alias => "alias",
             Self::Profile => "profile",
+            Self::Server => "server",
         }
     }
 }
@@ -193,8 +196,10 @@ pub(crate) struct Routes<'a> {
     pub(crate) default_vector: Option<&'a str>,
     /// A profile that the request names by a header.
     pub(crate) profile: Option<Asked>,
-    /// The profile of the request's user, which every other route goes before.
+    /// The profile of the request's user, which every route above goes before.
     pub(crate) users: Option<Asked>,
+    /// What acts where nothing else is said.
+    pub(crate) standing: Option<Asked>,
 }
 
 impl Routes<'_> {
@@ -214,7 +219,9 @@ impl Routes<'_> {
         }
         found.extend(self.profile.map(|asked| (Source::Profile, asked)));
         let Some(first) = found.first() else {
-            return Ok(self.users.map_or((Source::None, Asked::default()), |asked| (Source::Profile, asked)));
+            let said = self.users.map(|asked| (Source::Profile, asked));
+            let said = said.or(self.standing.map(|asked| (Source::Server, asked)));
+            return Ok(said.unwrap_or_default());
         };
         if let Some(other) = found.iter().find(|other| other.1 != first.1) {
             let message =
@@ -319,7 +326,7 @@ fn echo(plan: &SteeringPlan, model: &ModelIdentity, source: Source) -> Value {
     let known: Option<Vec<f32>> = doses.iter().map(|dose| dose.relative).collect();
     let mut echo = json!({
         "vectors": vectors,
-        "relative_dose": known.map(|doses| doses.iter().sum::<f32>()),
+        "relative_dose": known.map(|doses| doses.iter().fold(0.0, |sum, dose| sum + dose)),
         "source": source.name(),
     });
     let strong =
@@ -397,8 +404,16 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("x-steer", header.parse().unwrap());
             let body = Fields::new(&map);
-            Routes { body, headers: &headers, alias, default_vector: None, profile: None, users: None }
-                .meaning()
+            Routes {
+                body,
+                headers: &headers,
+                alias,
+                default_vector: None,
+                profile: None,
+                users: None,
+                standing: None,
+            }
+            .meaning()
         };
         assert_eq!(with("a=2", Some("a=2.0")).unwrap().0, Source::Body);
         assert_eq!(with("a=1", None).unwrap_err().code, Some("conflicting_steering"));

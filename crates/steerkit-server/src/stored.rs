@@ -53,7 +53,7 @@ pub(crate) async fn delete_vector(
     Ok(json_response(reply))
 }
 
-fn check_admin(app: &App, caller: &Caller) -> ApiResult<()> {
+pub(crate) fn check_admin(app: &App, caller: &Caller) -> ApiResult<()> {
     let message = match app.guard.admin.is_empty() {
         _ if caller.is_admin => return Ok(()),
         false => "vectors are changed with the admin key",

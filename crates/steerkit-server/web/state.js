@@ -89,13 +89,14 @@ export function setSliders(state, entries) {
  */
 export function buildRequest(state, messages, entries, overrides = {}) {
   const { id, chat } = state.model;
-  const steering = entries.length > 0 ? { steering: { vectors: entries } } : {};
+  // Said even when it is nothing: vectors that the server adds by itself stay out.
+  const steering = { vectors: entries };
   const sampling = Object.fromEntries(
     Object.entries({ ...state.sampling, ...overrides }).filter(([, value]) => value != null),
   );
   if (!chat) {
-    return { path: '/v1/completions', body: { model: id, prompt: messages.at(-1).content, ...sampling, ...steering } };
+    return { path: '/v1/completions', body: { model: id, prompt: messages.at(-1).content, ...sampling, steering } };
   }
   const system = state.system.trim() ? [{ role: 'system', content: state.system }] : [];
-  return { path: '/v1/chat/completions', body: { model: id, messages: [...system, ...messages], ...sampling, ...steering } };
+  return { path: '/v1/chat/completions', body: { model: id, messages: [...system, ...messages], ...sampling, steering } };
 }

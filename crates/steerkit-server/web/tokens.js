@@ -17,7 +17,7 @@ const WHOLE = new Set(['all', 'all-but-first']);
 /** Whether a reply can be scored: it was steered, everywhere alike, and the server told the token ids. */
 export function canShade(request, { promptIds, tokenIds, steering }) {
   const scopes = (steering?.vectors ?? []).map(({ scope }) => scope ?? 'all');
-  return Boolean(request.body.steering) && promptIds?.length > 0 && tokenIds.length > 0 && scopes.every((s) => WHOLE.has(s));
+  return request.body.steering.vectors.length > 0 && promptIds?.length > 0 && tokenIds.length > 0 && scopes.every((s) => WHOLE.has(s));
 }
 
 const ranked = (top) => Object.entries(top ?? {}).sort((a, b) => b[1] - a[1]).slice(0, 10);
@@ -53,15 +53,15 @@ export function joinScores(plain, steered, start, length) {
 
 /** Scores a reply with and without its steering. */
 async function score({ body }, { promptIds, tokenIds }) {
-  const ask = async (steering) => {
+  const ask = async (vectors) => {
     const prompt = [...promptIds, ...tokenIds];
     const reply = await json('/v1/completions', {
       method: 'POST',
-      body: { model: body.model, prompt, echo: true, logprobs: 10, max_tokens: 0, temperature: 0, ...steering },
+      body: { model: body.model, prompt, echo: true, logprobs: 10, max_tokens: 0, temperature: 0, steering: { vectors } },
     });
     return reply?.choices?.[0]?.logprobs;
   };
-  const [plain, steered] = [await ask({}), await ask({ steering: body.steering })];
+  const [plain, steered] = [await ask([]), await ask(body.steering.vectors)];
   return joinScores(plain, steered, promptIds.length, tokenIds.length);
 }
 

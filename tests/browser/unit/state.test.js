@@ -55,7 +55,7 @@ test('a request carries what is set and nothing else', () => {
   });
   state.system = 'be kind';
   assert.deepEqual(buildRequest(state, messages, []).body.messages[0], { role: 'system', content: 'be kind' });
-  assert.equal('steering' in buildRequest(state, messages, []).body, false);
+  assert.deepEqual(buildRequest(state, messages, []).body.steering, { vectors: [] });
   state.model.chat = false;
   const plain = buildRequest(state, messages, [], { seed: 4 });
   assert.equal(plain.path, '/v1/completions');

@@ -21,10 +21,10 @@ test('scores that do not cover the reply are refused', () => {
 });
 
 test('only a reply that was steered alike everywhere can be shaded', () => {
-  const request = { body: { steering: { vectors: [] } } };
+  const request = { body: { steering: { vectors: [{ name: 'a', scale: 1 }] } } };
   const reply = (scope) => ({ promptIds: [1], tokenIds: [2], steering: { vectors: [{ scope }] } });
   assert.equal(canShade(request, reply('all')), true);
   assert.equal(canShade(request, reply('generated')), false);
-  assert.equal(canShade({ body: {} }, reply('all')), false);
+  assert.equal(canShade({ body: { steering: { vectors: [] } } }, reply('all')), false);
   assert.equal(canShade(request, { ...reply('all'), promptIds: null }), false);
 });

@@ -34,6 +34,7 @@ pub(crate) fn run(args: &ServeArgs, printer: Printer) -> Outcome {
         max_queue: args.max_queue,
         prefill_chunk: args.prefill_chunk,
         prefix_cache: args.prefix_cache,
+        ..Options::default()
     };
     let model = steering::open(&args.model, args.max_batch)?;
     let log_requests = args.log_requests;

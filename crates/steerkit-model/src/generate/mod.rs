@@ -1,14 +1,17 @@
 //! Many texts continued at once: requests wait, run together in one batch, and leave it as they finish.
 
+mod pace;
 mod prefix;
 mod text;
 
 use crate::sample::{Choice, Sampler, Sampling, TokenLogprob, log_probs_of};
 use crate::{Edit, Model, ModelError, Result, Run, Sequence};
+use pace::Pace;
 use prefix::PrefixCache;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 use steerkit_kernels::parallel;
 use text::TextStream;
 
@@ -117,13 +120,22 @@ pub struct Limits {
     pub prompt_tokens: usize,
     /// The same while some text is being continued, where that is fewer.
     pub prompt_tokens_beside: usize,
+    /// While some text is being continued, so few prompt tokens are read that a step takes about this many times as
+    /// long as one without prompts, as far as the steps before tell; 16 are always read. None: no such limit.
+    pub slowdown_beside: Option<u32>,
     /// Tokens of ended texts whose keys and values are kept for texts that begin alike; 0 keeps none.
     pub cached_tokens: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { waiting: usize::MAX, prompt_tokens: 256, prompt_tokens_beside: usize::MAX, cached_tokens: 0 }
+        Self {
+            waiting: usize::MAX,
+            prompt_tokens: 256,
+            prompt_tokens_beside: usize::MAX,
+            slowdown_beside: None,
+            cached_tokens: 0,
+        }
     }
 }
 
@@ -138,6 +150,7 @@ pub struct Batcher<'m> {
     /// In the order in which they were admitted.
     running: Vec<Text<'m>>,
     prefixes: PrefixCache,
+    pace: Pace,
 }
 
 /// Rows of a prompt whose logits one pass gives for one text at most.
@@ -154,7 +167,7 @@ impl<'m> Batcher<'m> {
         at_least_one("prompt_tokens_beside", limits.prompt_tokens_beside)?;
         let (waiting, running) = (VecDeque::new(), Vec::new());
         let prefixes = PrefixCache::new(limits.cached_tokens);
-        Ok(Self { model, max_batch, limits, submitted: 0, waiting, running, prefixes })
+        Ok(Self { model, max_batch, limits, submitted: 0, waiting, running, prefixes, pace: Pace::default() })
     }
 
     /// Puts a request at the end of the queue.
@@ -217,8 +230,11 @@ impl<'m> Batcher<'m> {
     /// The pass itself failed: all running texts are dropped, without events; those waiting stay.
     pub fn step(&mut self) -> Result<Vec<Event>> {
         self.admit()?;
+        let began = Instant::now();
         let mut texts = std::mem::take(&mut self.running);
         let counts = self.counts(&texts);
+        let written = texts.iter().filter(|text| !text.reads_prompt()).count();
+        let prompt_rows = counts.iter().sum::<usize>() - written;
         let read = texts.iter_mut().zip(&counts).filter(|(_, n)| **n > 0);
         let (wanted, mut runs): (Vec<usize>, Vec<Run<'_>>) =
             read.map(|(text, &n)| (text.wanted(n), text.run(n))).unzip();
@@ -253,6 +269,9 @@ impl<'m> Batcher<'m> {
                 Some(true) => self.prefixes.keep(text.sequence),
                 None => {}
             }
+        }
+        if written > 0 {
+            self.pace.note(prompt_rows, began.elapsed());
         }
         Ok(events)
     }
@@ -291,7 +310,8 @@ impl<'m> Batcher<'m> {
     /// once.
     fn counts(&self, texts: &[Text<'_>]) -> Vec<usize> {
         let writes = texts.iter().any(|text| text.generated > 0);
-        let beside = if writes { self.limits.prompt_tokens_beside } else { usize::MAX };
+        let paced = self.limits.slowdown_beside.map_or(usize::MAX, |factor| self.pace.rows(factor));
+        let beside = if writes { self.limits.prompt_tokens_beside.min(paced) } else { usize::MAX };
         let mut budget = self.limits.prompt_tokens.min(beside);
         let mut counts: Vec<Option<usize>> =
             texts.iter().map(|text| (text.generated > 0).then_some(1)).collect();
@@ -540,3 +560,6 @@ impl Completion {
         self.finish = new.finish.unwrap_or(self.finish);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -239,6 +239,59 @@ fn vectors_are_listed_replaced_and_removed() {
 }
 
 #[test]
+fn vectors_may_stand_for_requests_that_say_nothing() {
+    let server = Running::start(|o| o.admin_keys = Keys::parse("a test", "administrator").unwrap());
+    let post = |path: &str, body: Value| {
+        let headers = [("Content-Type", "application/json"), ("Authorization", "Bearer administrator")];
+        server.send("POST", &format!("/control-vectors/{path}"), &headers, body.to_string().as_bytes())
+    };
+    let loaded =
+        || server.send("GET", "/control-vectors", &[("Authorization", "Bearer administrator")], b"").ok();
+    let chat_of = |body: &Value| server.post("/v1/chat/completions", body).ok();
+    let (plain, silent) = (chat_of(&steered("Hi", 8, &[])), chat("Hi", 8));
+    let both = chat_of(&steered("Hi", 8, &[("swell", -1.0), ("wave", 2.0)]));
+    assert_ne!(ids(&both), ids(&plain));
+
+    assert_eq!(post("load", json!({"path": "wave", "scale": 1})).ok(), json!({"success": true, "id": 0}));
+    assert_eq!(post("load", json!({"path": "swell", "scale": -1, "layer_end": 2})).ok()["id"], 1);
+    assert_eq!(post("apply", json!([{"id": 0, "scale": 2.0}])).ok(), json!({"success": true}));
+    assert_eq!(
+        loaded(),
+        json!([
+            {"id": 0, "path": "wave", "scale": 2.0, "layer_start": null, "layer_end": null},
+            {"id": 1, "path": "swell", "scale": -1, "layer_start": null, "layer_end": 2},
+        ])
+    );
+    let found = chat_of(&silent);
+    assert_eq!((ids(&found), &found["steering"]["source"]), (ids(&both), &json!("server")));
+    // What a request says itself goes before.
+    assert_eq!(ids(&chat_of(&steered("Hi", 8, &[]))), ids(&plain));
+
+    for (path, body, status) in [
+        ("load", json!({"path": "/etc/passwd"}), 404),
+        ("load", json!({"path": "wave"}), 400),
+        ("load", json!({}), 400),
+        ("apply", json!([{"id": 0, "scale": 9.0}, {"id": 7, "scale": 1.0}]), 400),
+        ("apply", json!([{"id": 0, "scale": null}]), 400),
+        ("apply", json!([{"id": 0, "scale": 1e39}]), 400),
+        ("apply", json!([{"id": 1, "layer_start": 3, "layer_end": 9}]), 400),
+        ("apply", json!([1]), 400),
+        ("apply", json!({"id": 0}), 400),
+        ("unload", json!({"id": 7}), 400),
+        ("unload", json!({}), 400),
+    ] {
+        assert_eq!(post(path, body.clone()).error().0, status, "{path} {body}");
+    }
+    assert_eq!(loaded()[0]["scale"], 2.0, "what failed changed nothing");
+    assert_eq!(server.post("/control-vectors/unload", &json!({"id": 0})).error().0, 403);
+    assert_eq!(server.get("/control-vectors").error().0, 403);
+    for id in [0, 1] {
+        post("unload", json!({"id": id})).ok();
+    }
+    assert_eq!((loaded(), ids(&chat_of(&silent))), (json!([]), ids(&plain)));
+}
+
+#[test]
 fn profiles_are_a_keys_own() {
     let server = Running::start(|o| o.keys = Keys::parse("a test", "first-key-1,second-key-2").unwrap());
     let ask = |key: &str, method: &str, path: &str, body: &str| {

@@ -309,12 +309,18 @@ fn an_address_for_others_needs_a_key() {
 
 #[test]
 fn the_log_holds_lines_and_no_texts() {
-    let server = Running::start(|_| {});
+    let key = "a-secret-key";
+    let server = Running::start(|o| o.keys = Keys::parse("a test", key).unwrap());
     let text = "secret\r\nGET /fake \u{1b}[31m";
-    server.post(CHAT, &chat(text, 1)).ok();
-    server.get("/v1/vectors/a%0d%0afake%1b[31m");
+    let bearer = format!("Bearer {key}");
+    let headers = [("Content-Type", "application/json"), ("Authorization", bearer.as_str())];
+    let body = chat(text, 1).to_string();
+    assert_eq!(server.send("POST", CHAT, &headers, body.as_bytes()).status, 200);
+    let wrong = [headers[0], ("Authorization", "Bearer another-secret")];
+    assert_eq!(server.send("POST", CHAT, &wrong, body.as_bytes()).error().0, 401);
+    server.send("GET", "/v1/vectors/a%0d%0afake%1b[31m", &headers, b"");
     let log = server.log.lock().unwrap();
-    assert!(log.len() >= 2, "{log:?}");
+    assert!(log.len() >= 3, "{log:?}");
     for line in log.iter() {
         assert!(!line.chars().any(char::is_control) && !line.contains("secret"), "{line:?}");
     }

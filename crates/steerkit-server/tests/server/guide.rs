@@ -3,6 +3,7 @@
 use crate::support::*;
 use serde_json::Value;
 use std::process::Command;
+use steerkit_server::Keys;
 
 #[test]
 fn the_curl_examples_of_the_guide_work() {
@@ -10,21 +11,26 @@ fn the_curl_examples_of_the_guide_work() {
         println!("left out: the guide's examples (curl is not installed)");
         return;
     }
-    let server = Running::start(|_| {});
+    let server = Running::start(|o| o.admin_keys = Keys::parse("a test", "administrator").unwrap());
     vector(4, 1).save(&server.file("formality.safetensors")).unwrap();
     while server.get("/v1/vectors/formality").status != 200 {
         std::thread::sleep(std::time::Duration::from_millis(30));
     }
     let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/serving.md");
     let guide = std::fs::read_to_string(guide).unwrap();
-    let section = guide.split("\n## ").find(|s| s.starts_with("Asking")).unwrap();
-    let examples: Vec<&str> =
-        section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(examples.len(), 4);
+    let sections = guide.split("\n## ").filter(|s| s.starts_with("Asking") || s.starts_with("Vectors\n"));
+    let examples = |section: &'_ str| -> Vec<String> {
+        let parts = section.split("```sh\n").skip(1);
+        parts.map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    };
+    let examples: Vec<String> = sections.flat_map(examples).collect();
+    assert_eq!(examples.len(), 6);
     let mut sources = Vec::new();
     for example in examples {
         let url = format!("http://{}", server.address);
-        let output = Command::new("sh").args(["-ec", example]).env("URL", url).output().unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &example]).env("URL", url).env("ADMIN", "administrator").current_dir(&server.dir);
+        let output = shell.output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{example}\n{text}");
         for reply in serde_json::Deserializer::from_str(&text).into_iter::<Value>() {

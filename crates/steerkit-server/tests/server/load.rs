@@ -142,6 +142,9 @@ fn a_running_request_keeps_its_version_of_a_vector() {
         ids(&before),
         "the new version acts now"
     );
+    let second = server.post("/v1/chat/completions", &body).ok();
+    let mut stream = server.stream("/v1/chat/completions", &body);
+    let first: Value = serde_json::from_str(&stream.next_data().unwrap()).unwrap();
     std::fs::remove_file(server.file("wave.safetensors")).unwrap();
     for _ in 0..100 {
         if server.get("/v1/vectors/wave").status == 404 {
@@ -150,6 +153,32 @@ fn a_running_request_keeps_its_version_of_a_vector() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(server.post("/v1/chat/completions", &body).status, 404);
+    let (rest, done) = stream.all();
+    let chunks: Vec<Value> = std::iter::once(first).chain(rest).collect();
+    assert!(done && streamed_ids(&chunks) == ids(&second), "one that is removed too");
+}
+
+#[test]
+fn a_client_that_reads_nothing_is_hung_up_on() {
+    let server = Running::start(|o| o.write_timeout = Duration::from_millis(500));
+    // More than the buffers of a connection hold, and nobody reads it.
+    let mut body = chat("Tell me about the sea.", 400);
+    let more =
+        [("stream", json!(true)), ("logprobs", json!(true)), ("top_logprobs", json!(20)), ("n", json!(8))];
+    more.into_iter().for_each(|(field, value)| body[field] = value);
+    let headers = [("Content-Type", "application/json")];
+    let deaf: Vec<_> = (0..3)
+        .map(|_| server.open("POST", "/v1/chat/completions", &headers, body.to_string().as_bytes()))
+        .collect();
+    let beside = server.post("/v1/chat/completions", &chat("Who are you?", 20)).ok();
+    assert_eq!(ids(&beside).len(), 20);
+    server.wait_idle();
+    // A drained server has no connection left that waits for them.
+    server.ask_to_stop();
+    let began = Instant::now();
+    server.wait();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop(deaf);
 }
 
 #[test]
