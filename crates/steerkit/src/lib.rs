@@ -56,6 +56,7 @@ pub mod plan;
 pub mod recipe;
 pub mod refusal;
 pub mod report;
+pub mod reproduce;
 pub mod scope;
 pub mod surface;
 pub mod sweep;
