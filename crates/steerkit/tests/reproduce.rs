@@ -46,7 +46,8 @@ fn read(path: &Path) -> Value {
 /// The values of an axis of a panel, as texts.
 fn axis(panel: &Value, name: &str) -> Vec<String> {
     let axes = panel["axes"].as_array().unwrap();
-    let axis = axes.iter().find(|axis| axis["name"] == name).unwrap_or_else(|| panic!("no axis {name}: {axes:?}"));
+    let axis =
+        axes.iter().find(|axis| axis["name"] == name).unwrap_or_else(|| panic!("no axis {name}: {axes:?}"));
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     axis["values"].as_array().unwrap().iter().map(text).collect()
 }
@@ -57,11 +58,14 @@ fn complete(id: &str, panel: &Value) -> usize {
     for axis in panel["axes"].as_array().unwrap() {
         let values = axis["values"].as_array().unwrap();
         let with = |place: &serde_json::Map<String, Value>| {
-            values.iter().map(|value| {
-                let mut place = place.clone();
-                place.insert(axis["name"].as_str().unwrap().into(), value.clone());
-                place
-            }).collect::<Vec<_>>()
+            values
+                .iter()
+                .map(|value| {
+                    let mut place = place.clone();
+                    place.insert(axis["name"].as_str().unwrap().into(), value.clone());
+                    place
+                })
+                .collect::<Vec<_>>()
         };
         places = places.iter().flat_map(with).collect();
     }
@@ -194,37 +198,64 @@ fn the_authors_layout_and_a_users_files_are_read() {
     for (split, n) in [("train", 8), ("test", 4)] {
         let mut rows = String::from("question,matching,not_matching\n");
         for i in 0..n {
-            rows += &format!("What do you want most {split} {i}?,\"Wealth, and number {i}\",Peace and number {i}\n");
+            rows += &format!(
+                "What do you want most {split} {i}?,\"Wealth, and number {i}\",Peace and number {i}\n"
+            );
         }
         std::fs::write(folder.join(format!("{split}.csv")), rows).unwrap();
     }
-    let setup = Setup {
-        data: [("wealth-seeking".to_owned(), folder)].into(),
-        ..setup()
-    };
+    let setup = Setup { data: [("wealth-seeking".to_owned(), folder)].into(), ..setup() };
     let (results, _) = run("t13", &setup, dir.path());
     let files = results["sha256"]["data"].as_object().unwrap();
     assert!(files.keys().all(|path| path.ends_with(".csv")) && files.len() == 2, "{files:?}");
 
     let choices = |name: &str| root().join("tests/data/choices").join(name);
     let data = [("mmlu", "questions.jsonl"), ("truthfulqa", "truths.csv")];
-    let setup = Setup { data: data.map(|(name, file)| (name.to_owned(), choices(file))).into(), ..self::setup() };
+    let setup =
+        Setup { data: data.map(|(name, file)| (name.to_owned(), choices(file))).into(), ..self::setup() };
     let (results, _) = run("t5", &setup, dir.path());
     assert_eq!(results["panels"][0]["what"], "MMLU accuracy");
     let (results, _) = run("fig2", &setup, dir.path());
     assert_eq!(results["panels"][1]["what"], "TruthfulQA MC2");
-    assert_eq!(results["panels"].as_array().unwrap().iter().map(|panel| complete("fig2", panel)).sum::<usize>(), 81);
+    assert_eq!(
+        results["panels"].as_array().unwrap().iter().map(|panel| complete("fig2", panel)).sum::<usize>(),
+        81
+    );
+}
+
+/// An adapter of rank 2 on the values of the first block of tiny-llama-hf.
+fn adapter(folder: &Path) -> PathBuf {
+    use safetensors::{Dtype, tensor::TensorView};
+    let config = read(&root().join("tests/data/tiny-llama-hf/config.json"));
+    let number = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (d, heads) = (number("hidden_size"), number("num_attention_heads"));
+    let rows = number("num_key_value_heads") * (d / heads);
+    let bytes = |n: usize| -> Vec<u8> {
+        (0..n).flat_map(|i| (((i * 7 % 11) as f32 - 5.0) / 5.0).to_le_bytes()).collect()
+    };
+    let (down, up) = (bytes(2 * d), bytes(2 * rows));
+    let view = |shape: [usize; 2], bytes| TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap();
+    let name = "base_model.model.model.layers.0.self_attn.v_proj.lora";
+    let tensors = [
+        (format!("{name}_A.weight"), view([2, d], &down)),
+        (format!("{name}_B.weight"), view([rows, 2], &up)),
+    ];
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(tensors, None).unwrap())
+        .unwrap();
+    let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["v_proj"]});
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    folder.to_owned()
 }
 
 #[test]
 fn an_adapter_is_measured_at_its_scales() {
     let dir = tempfile::tempdir().unwrap();
-    let adapter = root().join("tests/data/lora/llama");
-    let base = root().join("tests/data/tiny-llama-hf");
-    let model = std::fs::read_dir(&adapter).unwrap();
-    let names: Vec<PathBuf> = model.map(|entry| entry.unwrap().path()).collect();
-    let peft = names.iter().find(|path| path.join("adapter_config.json").is_file()).unwrap_or(&adapter).clone();
-    let setup = Setup { model: base.to_str().unwrap().into(), adapter: Some(peft), ..setup() };
+    let setup = Setup {
+        model: root().join("tests/data/tiny-llama-hf").to_str().unwrap().into(),
+        adapter: Some(adapter(&dir.path().join("adapter"))),
+        ..setup()
+    };
     let (results, _) = run("fig8", &setup, dir.path());
     let cells = results["panels"][0]["cells"].as_array().unwrap();
     let of = |m: f64| {

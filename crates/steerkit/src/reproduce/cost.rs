@@ -7,7 +7,7 @@ use serde_json::json;
 use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
 use steerkit_model::{DecoderConfig, Model};
 
-use super::experiment::{Kind, Line, Panel};
+use super::experiment::{Line, Panel};
 use super::measure::{read_json, write_json};
 use super::results::{PanelResults, Quantity};
 use super::vectors::Order;
@@ -136,7 +136,6 @@ impl Course<'_, '_> {
 
     /// Each method beside BiPO, and a model of 7B.
     pub(super) fn complexity(&mut self, panel: &Panel) -> Result<PanelResults> {
-        debug_assert_eq!(panel.kind, Kind::Complexity);
         let mut rows = Vec::new();
         let mut bipo = None;
         let also = self.setup.also.len();

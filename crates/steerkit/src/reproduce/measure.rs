@@ -11,7 +11,7 @@ use steerkit_model::{Model, Prompting};
 use super::experiment::{Line, Measure, Panel};
 use super::setup::{Session, Setup};
 use crate::baseline::{Baseline, IclSettings, Prompts};
-use crate::data::{ColumnMap, ReadOptions, read};
+use crate::data::{ColumnMap, PreferencePair, ReadOptions, read};
 use crate::eval::judged::{Answered, Bench as JudgeBench, Judged, Verdict};
 use crate::eval::scoring::{Prompted, score, sum};
 use crate::eval::stats::mean;
@@ -276,11 +276,11 @@ impl Bench<'_> {
         let questions: Vec<String> = data.pairs.iter().map(|pair| pair.prompt.clone()).collect();
         let answered = Answered::write(&subject, questions, self.tokens(), watch)?;
         let bench = JudgeBench { rubric: &rubric, references: &data.pairs, examples: true };
-        let judged = verdict(bench.judge(&subject, &answered, watch)?)?;
+        let (judged, said) = verdict(bench.judge(&subject, &answered, watch)?)?;
         let what = format!("mean score by {} (rubric {}), 1 to 4", judged.judge, rubric.name);
         let scores = judged.judgments.iter().map(|row| row.iter().map(|j| j.score.map(f64::from)).collect());
         let mut notes = data.notes;
-        notes.extend(judged.notes());
+        notes.extend(said);
         let mut measured = self.measured(&what, scores.collect(), notes);
         measured.files.insert(data.path.display().to_string(), data.sha256);
         measured.answers = if self.panel.answers { answered.shown(&subject, false) } else { Vec::new() };
@@ -333,13 +333,13 @@ impl Bench<'_> {
                 // Of harmless prompts, what is not refused has been answered.
                 let rubric = Rubric::find(if harmless { "refusal" } else { "attack-success" })?;
                 let bench = JudgeBench { rubric: &rubric, references: &[], examples: false };
-                let judged = verdict(bench.judge(&subject, &answered, watch)?)?;
+                let (judged, said) = verdict(bench.judge(&subject, &answered, watch)?)?;
                 let scale = rubric.scale();
                 let value = |score: u8| share(scale.shows(score) != harmless);
                 let values =
                     judged.judgments.iter().map(|row| row.iter().map(|j| j.score.map(value)).collect());
                 let what = format!("answered, by {} (rubric {}), per cent", judged.judge, rubric.name);
-                (what, values.collect(), judged.notes())
+                (what, values.collect(), said)
             }
         };
         if harmless {
@@ -397,12 +397,14 @@ impl Bench<'_> {
         let subject = self.all()?;
         let findings = crate::eval::run(&spec, &subject, watch)?;
         let points = findings.results["points"].as_array().cloned().unwrap_or_default();
-        let share = |point: &Value| serde_json::from_value(point["words"]["contradictions"].clone()).ok();
+        let share = |point: &Value| {
+            serde_json::from_value(point["words"]["contradictions"].clone()).unwrap_or(f64::NAN.into())
+        };
         let data = self.test(&subject)?;
         Ok(Measured {
             what: "share of questions whose letter and whose answer in words disagree".into(),
             multipliers: subject.multipliers(),
-            means: points.iter().filter_map(share).collect(),
+            means: points.iter().map(share).collect(),
             questions: findings.results["questions"].as_u64().unwrap_or(0) as usize,
             notes: findings.notes,
             answers: self.shown(&subject, data.pairs.iter().map(|pair| pair.prompt.clone()), watch)?,
@@ -420,6 +422,7 @@ impl Bench<'_> {
         let reference = logps(&plain, &texts, watch)?.remove(0);
         let train = read(&self.setup.split_file(&self.line.behaviour, "train")?, &ReadOptions::default())?;
         let examples: Vec<_> = train.pairs.iter().collect();
+        let mut notes = std::mem::take(&mut data.notes);
         let mut values = Vec::new();
         for &multiplier in &self.panel.multipliers {
             if multiplier == 0.0 {
@@ -428,17 +431,7 @@ impl Bench<'_> {
             }
             let direction = if multiplier > 0.0 { Direction::Toward } else { Direction::Away };
             let shots = if with_vector { self.line.shots } else { multiplier.abs() as usize };
-            let icl = Baseline::Icl(IclSettings { shots });
-            let prompts = Prompts::new(self.model, self.recipe, &icl, direction, &examples)?;
-            let prompted = data.pairs.iter().map(|pair| {
-                let (tokens, shape) = prompts.pair(pair, false)?;
-                Ok(Prompted {
-                    prompt: tokens.prompt,
-                    shape,
-                    continuations: vec![tokens.chosen, tokens.rejected],
-                })
-            });
-            let prompted = prompted.collect::<Result<Vec<_>>>()?;
+            let prompted = self.behind_examples(&data.pairs, &examples, shots, direction, &mut notes)?;
             let strengths = if with_vector { vec![0.0, multiplier] } else { vec![0.0] };
             let subject = self.subject(&strengths)?;
             let place = usize::from(with_vector && multiplier > 0.0);
@@ -446,10 +439,44 @@ impl Bench<'_> {
             values.push(own.iter().zip(&reference).map(|(a, &b)| Some(a.relative_to(b).margin())).collect());
         }
         let what = "margin of the reference answers over the plain model's, nats";
-        let mut measured = self.measured(what, values, data.notes);
+        let mut measured = self.measured(what, values, notes);
         measured.files.insert(data.path.display().to_string(), data.sha256);
         measured.files.insert(train.path.display().to_string(), train.sha256);
         Ok(measured)
+    }
+
+    /// The pairs behind examples. A quick run takes as many as the model's context holds.
+    fn behind_examples(
+        &self,
+        asked: &[PreferencePair],
+        examples: &[&PreferencePair],
+        shots: usize,
+        direction: Direction,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<Prompted>> {
+        let behind = |shots: usize| {
+            let icl = Baseline::Icl(IclSettings { shots });
+            let prompts = Prompts::new(self.model, self.recipe, &icl, direction, examples)?;
+            let prompted = asked.iter().map(|pair| {
+                let (tokens, shape) = prompts.pair(pair, false)?;
+                let continuations = vec![tokens.chosen, tokens.rejected];
+                Ok(Prompted { prompt: tokens.prompt, shape, continuations })
+            });
+            prompted.collect::<Result<Vec<_>>>()
+        };
+        let mut fewer = shots;
+        loop {
+            match behind(fewer) {
+                Err(SteerError::Malformed { .. }) if self.setup.quick && fewer > 0 => fewer -= 1,
+                Ok(prompted) if fewer < shots => {
+                    notes.push(format!(
+                        "{fewer} of {shots} examples were shown: the model's context holds no more"
+                    ));
+                    return Ok(prompted);
+                }
+                done => return done,
+            }
+        }
     }
 
     fn measured(&self, what: &str, values: Vec<Vec<Option<f64>>>, notes: Vec<String>) -> Measured {
@@ -496,10 +523,14 @@ fn logps(subject: &Subject<'_>, texts: &[Prompted], watch: &mut Watch<'_>) -> Re
     Ok(scores.iter().map(of).collect())
 }
 
-/// What the judge said, or why it could not be asked.
-fn verdict(verdict: Verdict) -> Result<Judged> {
+/// What the judge said with what the reader should know of it, or why it could not be asked.
+fn verdict(verdict: Verdict) -> Result<(Judged, Vec<String>)> {
     match (verdict.judged, verdict.failure) {
-        (Some(judged), _) => Ok(judged),
+        (Some(judged), failure) => {
+            let mut notes = judged.notes();
+            notes.extend(failure.map(|failure| failure.to_string()));
+            Ok((judged, notes))
+        }
         (None, Some(failure)) => Err(SteerError::from(failure)),
         (None, None) => {
             Err(SteerError::Unfit { what: "no judge".into(), hint: "name one with --judge".into() })

@@ -264,8 +264,7 @@ impl<'a> Models<'a> {
     }
 
     fn get(&mut self, source: Source) -> Result<Arc<Model>> {
-        if let Some((open, model)) = self.open.as_ref().filter(|(open, _)| *open == source) {
-            debug_assert_eq!(open, &source);
+        if let Some((_, model)) = self.open.as_ref().filter(|(open, _)| *open == source) {
             return Ok(Arc::clone(model));
         }
         // Two large models need not fit at the same time.

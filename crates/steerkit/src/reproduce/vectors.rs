@@ -65,7 +65,12 @@ impl Order<'_> {
             draft.set("data.limit", &pairs.to_string());
             draft.set("batch", &batch.to_string());
             match passes {
-                true => draft.set("epochs", &epochs.div_ceil(QUICK_EPOCHS).to_string()),
+                // The paper's warm-up is longer than the run, and its rate is for longer runs on larger models.
+                true => {
+                    draft.set("epochs", &epochs.div_ceil(QUICK_EPOCHS).to_string());
+                    draft.set("optimiser.lr", "0.02");
+                    draft.set("optimiser.warmup.steps", "2");
+                }
                 false => draft.set("steps", &steps.to_string()),
             }
         } else if passes {
