@@ -56,7 +56,7 @@ impl Order<'_> {
         draft.set("seed", &setup.seed.to_string());
         // Every pair is trained on, and what a vector does is measured elsewhere.
         draft.set("data.holdout", "0");
-        draft.set("eval", "{ multipliers = [1.0], every_epochs = 0, limit = 1 }");
+        draft.set("eval", "{ multipliers = [], every_epochs = 0 }");
         draft.set("epoch_vectors", "false");
         let epochs = line.epochs.unwrap_or(panel.epochs);
         let passes = preset != "auto";
