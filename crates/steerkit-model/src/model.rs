@@ -199,6 +199,21 @@ impl Model {
         w.layers.iter().map(block).sum::<usize>() + w.head.stored_bytes()
     }
 
+    /// Numbers in the matrices: blocks, embedding, and the head where it is not the embedding again.
+    pub fn parameters(&self) -> usize {
+        let c = self.config();
+        let heads = c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads);
+        let Weights { embed, head, .. } = &self.weights;
+        let row = |matrix: &Matrix, at: usize| {
+            let mut numbers = vec![0.0; c.d_model];
+            matrix.expand_row(at, &mut numbers);
+            numbers
+        };
+        let tied = [0, c.vocab / 2, c.vocab - 1].iter().all(|&at| row(embed, at) == row(head, at));
+        let ends = if tied { 1 } else { 2 };
+        c.n_layers * c.d_model * (heads + 3 * c.d_ff) + ends * c.vocab * c.d_model
+    }
+
     /// Which model this is.
     pub fn identity(&self) -> &ModelIdentity {
         &self.identity

@@ -57,6 +57,7 @@ pub mod ranks;
 pub mod recipe;
 pub mod refusal;
 pub mod report;
+pub mod reproduce;
 pub mod scope;
 pub mod surface;
 pub mod sweep;

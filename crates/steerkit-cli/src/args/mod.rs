@@ -10,6 +10,7 @@ mod eval;
 mod generate;
 mod judge;
 mod model;
+mod reproduce;
 mod serve;
 mod sweep;
 mod train;
@@ -27,6 +28,7 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use judge::{JudgeAgree, JudgeCommand, JudgeCommands, JudgeRubrics, JudgeRun, JudgeSheet};
 pub(crate) use model::{ModelCommand, ModelCommands, ModelLogits};
+pub(crate) use reproduce::ReproduceArgs;
 pub(crate) use serve::ServeArgs;
 pub(crate) use sweep::{SweepArgs, SweepCommand};
 pub(crate) use train::{LayerArg, TrainArgs};
@@ -72,6 +74,7 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     Train(TrainArgs),
     Sweep(SweepArgs),
+    Reproduce(ReproduceArgs),
     Generate(GenerateArgs),
     Chat(ChatArgs),
     Eval(EvalArgs),

@@ -13,6 +13,7 @@ mod generate;
 mod judge;
 mod model;
 mod prompts;
+mod reproduce;
 mod serve;
 mod steering;
 mod sweep;
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command, printer: Printer) -> Outcome {
         Command::Demo(args) => demo::run(&args, printer),
         Command::Train(args) => train::run(&args, printer),
         Command::Sweep(args) => sweep::run(&args, printer),
+        Command::Reproduce(args) => reproduce::run(&args, printer),
         Command::Generate(args) => generate::run(&args, printer),
         Command::Chat(args) => chat::run(&args, printer),
         Command::Eval(args) => eval::run(&args, printer),

@@ -34,16 +34,16 @@ pub struct Judging<'a> {
 }
 
 /// Questions with the model's answers to them at every strength.
-pub(super) struct Answered {
+pub(crate) struct Answered {
     /// The questions.
-    pub(super) questions: Vec<String>,
+    pub(crate) questions: Vec<String>,
     /// `[strength][question]`.
-    pub(super) answers: Vec<Vec<Completion>>,
+    pub(crate) answers: Vec<Vec<Completion>>,
 }
 
 impl Answered {
     /// Answers every question at every strength, greedily.
-    pub(super) fn write(
+    pub(crate) fn write(
         subject: &Subject<'_>,
         questions: Vec<String>,
         max_tokens: usize,
@@ -74,13 +74,13 @@ impl Answered {
     }
 
     /// A number of every answer: `[strength][question]`.
-    pub(super) fn each(&self, f: impl Fn(&str) -> f64) -> Vec<Vec<f64>> {
+    pub(crate) fn each(&self, f: impl Fn(&str) -> f64) -> Vec<Vec<f64>> {
         let of = |row: &Vec<Completion>| row.iter().map(|answer| f(&answer.text)).collect();
         self.answers.iter().map(of).collect()
     }
 
     /// The first answers side by side; hidden ones as `hidden` shows them.
-    pub(super) fn shown(&self, subject: &Subject<'_>, hidden: bool) -> Vec<Comparison> {
+    pub(crate) fn shown(&self, subject: &Subject<'_>, hidden: bool) -> Vec<Comparison> {
         let answer = |s: usize, i: usize| Answer {
             multiplier: subject.steerings[s].multiplier,
             text: text_of(&self.answers[s][i].text, hidden),
@@ -93,7 +93,7 @@ impl Answered {
     }
 
     /// One line of JSON per answer.
-    pub(super) fn lines(
+    pub(crate) fn lines(
         &self,
         subject: &Subject<'_>,
         condition: &str,
@@ -142,40 +142,40 @@ struct AnswerLine<'a> {
 
 /// What a judge said of answers and of references.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Judged {
+pub(crate) struct Judged {
     /// The rubric's name.
-    pub(super) rubric: String,
+    pub(crate) rubric: String,
     /// Who judged.
-    pub(super) judge: String,
+    pub(crate) judge: String,
     /// `[strength][question]`.
     #[serde(skip)]
-    pub(super) judgments: Vec<Vec<Judgment>>,
+    pub(crate) judgments: Vec<Vec<Judgment>>,
     /// One per strength.
-    pub(super) scores: Vec<Scores>,
+    pub(crate) scores: Vec<Scores>,
     /// How the judge grades answers whose side is known.
-    pub(super) reference: Option<ReferenceCheck>,
+    pub(crate) reference: Option<ReferenceCheck>,
     /// What it took so far, other rubrics of the run with it.
-    pub(super) ledger: Ledger,
+    pub(crate) ledger: Ledger,
 }
 
 /// What judging came to: nothing without a judge, and a failure beside the answers when it broke off.
 #[derive(Default)]
-pub(super) struct Verdict {
-    pub(super) judged: Option<Judged>,
-    pub(super) failure: Option<AskError>,
+pub(crate) struct Verdict {
+    pub(crate) judged: Option<Judged>,
+    pub(crate) failure: Option<AskError>,
 }
 
 /// What is judged: the rubric, the answers, and preference pairs whose sides are known.
-pub(super) struct Bench<'b> {
-    pub(super) rubric: &'b Rubric,
-    pub(super) references: &'b [PreferencePair],
+pub(crate) struct Bench<'b> {
+    pub(crate) rubric: &'b Rubric,
+    pub(crate) references: &'b [PreferencePair],
     /// Show the judge the item's own chosen and rejected answer, as the paper does.
-    pub(super) examples: bool,
+    pub(crate) examples: bool,
 }
 
 impl Bench<'_> {
     /// What judging answers of at most `max_tokens` to `questions` takes at most.
-    pub(super) fn estimate(
+    pub(crate) fn estimate(
         &self,
         judging: &Judging<'_>,
         subject: &Subject<'_>,
@@ -220,7 +220,7 @@ impl Bench<'_> {
 
     /// Judges answers and references. A judge that cannot be asked any more is a failure beside the answers; stopping
     /// is an error.
-    pub(super) fn judge(
+    pub(crate) fn judge(
         &self,
         subject: &Subject<'_>,
         answered: &Answered,
@@ -262,12 +262,12 @@ impl Bench<'_> {
 
 impl Judged {
     /// Whether the scores are a headline.
-    pub(super) fn headline(&self) -> bool {
+    pub(crate) fn headline(&self) -> bool {
         self.reference.as_ref().is_some_and(|reference| reference.headline)
     }
 
     /// How far to believe the judge, in sentences.
-    pub(super) fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let trust = match &self.reference {
             Some(reference) => reference.verdict(),
             None => "no reference answers: nothing says how far to believe the judge, and its scores are no result".into(),
@@ -286,13 +286,13 @@ impl Judged {
     }
 
     /// Mean of `f` of the scores at a strength.
-    pub(super) fn mean(&self, s: usize, f: impl Fn(u8) -> f64, seed: u64) -> Estimate {
+    pub(crate) fn mean(&self, s: usize, f: impl Fn(u8) -> f64, seed: u64) -> Estimate {
         let scores: Vec<f64> = self.judgments[s].iter().filter_map(|j| j.score).map(f).collect();
         mean(&scores, seed)
     }
 
     /// Mean difference of `f` to another strength over the questions that have a score at both.
-    pub(super) fn change(&self, s: usize, plain: usize, f: impl Fn(u8) -> f64, seed: u64) -> Estimate {
+    pub(crate) fn change(&self, s: usize, plain: usize, f: impl Fn(u8) -> f64, seed: u64) -> Estimate {
         let both = self.judgments[s].iter().zip(&self.judgments[plain]);
         let (own, other): (Vec<f64>, Vec<f64>) =
             both.filter_map(|(a, b)| Some((f(a.score?), f(b.score?)))).unzip();
@@ -300,7 +300,7 @@ impl Judged {
     }
 
     /// The agreement with the references.
-    pub(super) fn reference_table(&self) -> Option<Table> {
+    pub(crate) fn reference_table(&self) -> Option<Table> {
         let reference = self.reference.as_ref()?;
         let mut table = Table::new(
             "judge",
@@ -329,7 +329,7 @@ impl Judged {
     }
 
     /// For programs.
-    pub(super) fn results(&self) -> Value {
+    pub(crate) fn results(&self) -> Value {
         let scores: Vec<Vec<Option<u8>>> =
             self.judgments.iter().map(|row| row.iter().map(|j| j.score).collect()).collect();
         json!({"summary": self, "headline": self.headline(), "scores": scores})
@@ -337,7 +337,7 @@ impl Judged {
 }
 
 /// The findings of a dry run.
-pub(super) fn estimated(costs: &[Cost]) -> Findings {
+pub(crate) fn estimated(costs: &[Cost]) -> Findings {
     let calls: usize = costs.iter().map(|cost| cost.calls).sum();
     let input: u64 = costs.iter().map(|cost| cost.tokens.input).sum();
     let output: u64 = costs.iter().map(|cost| cost.tokens.output).sum();

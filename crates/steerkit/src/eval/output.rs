@@ -106,7 +106,7 @@ fn page(spec: &EvalSpec, findings: &Findings, setting: &Setting) -> Page {
     }
 }
 
-fn page_table(table: &Table) -> PageTable {
+pub(crate) fn page_table(table: &Table) -> PageTable {
     let shown = |row: &Vec<Cell>| {
         let cell = |(cell, column): (&Cell, &super::findings::Column)| match cell {
             Cell::Text(text) => (text.clone(), None),

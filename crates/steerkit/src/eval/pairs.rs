@@ -13,15 +13,15 @@ use crate::error::malformed;
 const HEAD: u64 = 1 << 16;
 
 /// The pairs of a file that an evaluation measures.
-pub(super) struct Pairs {
-    pub(super) pairs: Vec<PreferencePair>,
-    pub(super) path: PathBuf,
-    pub(super) sha256: String,
-    pub(super) notes: Vec<String>,
+pub(crate) struct Pairs {
+    pub(crate) pairs: Vec<PreferencePair>,
+    pub(crate) path: PathBuf,
+    pub(crate) sha256: String,
+    pub(crate) notes: Vec<String>,
 }
 
 /// Reads a file of pairs, of Anthropic's or of CAA's letters, and draws what the subject's limit leaves.
-pub(super) fn read(subject: &Subject<'_>, path: &Path, columns: &ColumnMap) -> Result<Pairs> {
+pub(crate) fn read(subject: &Subject<'_>, path: &Path, columns: &ColumnMap) -> Result<Pairs> {
     let options = ReadOptions { columns: columns.clone(), ..ReadOptions::default() };
     let layout = if *columns == ColumnMap::default() { layout(path)? } else { Layout::Pairs };
     let mut import = Import::open(path, layout, &options)?;
@@ -54,7 +54,7 @@ fn layout(path: &Path) -> Result<Layout> {
 
 /// The tokens of pairs: chosen and rejected behind their prompt, both ending in the end-of-text token unless `bare`. What
 /// is cut to the model's context is counted in a note.
-pub(super) fn tokens<'p>(
+pub(crate) fn tokens<'p>(
     subject: &Subject<'_>,
     pairs: impl IntoIterator<Item = &'p PreferencePair>,
     bare: bool,

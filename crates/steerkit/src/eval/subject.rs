@@ -102,7 +102,7 @@ impl Subject<'_> {
     }
 
     /// The places of at most `limit` of `n` questions: drawn with the seed, in their order.
-    pub(super) fn drawn(&self, n: usize) -> Vec<usize> {
+    pub(crate) fn drawn(&self, n: usize) -> Vec<usize> {
         super::stats::draw(n, self.limit.unwrap_or(n), self.seed)
     }
 }
