@@ -74,7 +74,7 @@ fn one_vector_per_layer() {
     run(sandbox.steerkit(&[&args[..], &["--layers", "1,2"]].concat()), 2);
     let mut adapter = args;
     adapter[6] = "dpo-lora";
-    let output = run(sandbox.steerkit(&adapter), 2);
+    let output = run(sandbox.steerkit(&adapter), 3);
     assert!(stderr(&output).contains("\"dpo-lora\" makes an adapter"), "{}", stderr(&output));
 }
 
