@@ -209,7 +209,7 @@ def table(a, ran, judge, length, target):
           f"{target:.2f} nats, {SHARE:.0%} of auto's after {a.passes} passes\n")
     print(f"| trainer | passes | seconds | half-spread | to {SHARE:.0%} of its own last | to the target |")
     print("|---|---|---|---|---|---|")
-    when = lambda hit: f"{hit[1]:.1f} s ({hit[0]} passes)"
+    when = lambda hit: f"{hit[1]:.1f} s ({hit[0]} passes)" if hit else "never"
     for name, trajectory in ran.items():
         passes, seconds, last = trajectory[-1]
         spread = judge.half_spread(last, length)

@@ -329,7 +329,7 @@ fn residual_streams_in_bf16_take_half_the_space_and_give_one_vector() {
         let mut all = vec![
             ("cache.enabled", "true"),
             ("cache.folder", cache.to_str().unwrap()),
-            ("cache.precision", &precision),
+            ("cache.precision", precision.as_str()),
         ];
         all.extend(more);
         small_recipe(&folder.path().join(name).join("run"), &all)
