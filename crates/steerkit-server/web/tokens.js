@@ -121,11 +121,14 @@ function place(node, anchor) {
 function tokenElement(token, first) {
   const strength = Math.min(1, Math.abs(token.change) / FULL);
   const kind = Math.abs(token.change) < NONE ? 'same' : token.change > 0 ? 'up' : 'down';
+  // What is seen is part of what is said, for bytes that are no text by themselves too.
+  const [text, name] = [visible(token.text), shown(token.name)];
+  const label = name.includes(text.trim()) ? name : `${text} ${name}`;
   const node = el('span', {
     class: `token ${kind}`, role: 'button', tabindex: first ? '0' : '-1', 'aria-haspopup': 'dialog',
-    'aria-label': `${shown(token.name)}, ${signed(token.change, 2)} nats`,
+    'aria-label': `${label}, ${signed(token.change, 2)} nats`,
     onclick: () => openPopover(node, token),
-  }, visible(token.text));
+  }, text);
   node.style.setProperty('--shade', `${Math.round(strength * 100)}%`);
   return node;
 }
