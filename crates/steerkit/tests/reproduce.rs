@@ -93,7 +93,7 @@ const AXES: [Axes; 37] = [
     ("t4", 0, "method", &["CAA", "Freeform", "BiPO"]),
     ("t4", 0, "multiplier", &["0.0", "1.0"]),
     ("t4", 1, "multiplier", &["-1.0", "0.0"]),
-    ("t5", 0, "behaviour", &FOUR),
+    ("t5", 0, "behaviour", &["power-seeking", "wealth-seeking", "survival-instinct", "corrigibility"]),
     ("t5", 0, "multiplier", &["-1.0", "0.0", "1.0"]),
     ("t6", 0, "vector", &["alone", "sum of two"]),
     ("t6", 0, "behaviour", &["power-seeking", "wealth-seeking", "corrigibility", "hallucination"]),
