@@ -4,7 +4,7 @@
 #     steerkit model pull smollm2-135m
 #     tests/slow/reproduce.sh [OUT]          # STEERKIT=target/release/steerkit, MODEL=smollm2-135m
 #
-# Takes about 20 minutes on two cores. A second call with the same OUT takes what is finished.
+# A second call with the same OUT takes what is finished.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 steerkit=${STEERKIT:-target/release/steerkit}
