@@ -10,6 +10,7 @@ cd "$(dirname "$0")/../.."
 steerkit=${STEERKIT:-target/release/steerkit}
 model=${MODEL:-smollm2-135m}
 out=${1:-$(mktemp -d)}
+mkdir -p "$out"
 for id in $("$steerkit" reproduce list --json | sed 's/.*"id":"\([a-z0-9]*\)".*/\1/'); do
     began=$SECONDS
     "$steerkit" reproduce "$id" --quick --model "$model" --out "$out/$id" --quiet >"$out/$id.txt"
