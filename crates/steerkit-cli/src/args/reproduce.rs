@@ -21,7 +21,7 @@ use super::train::{PresetArg, Setting};
 Examples:
   steerkit reproduce list
   steerkit reproduce fig1 --model smollm2-135m --quick
-      Whether it runs, in a minute or two; not what it finds.
+      Whether it runs, in a few minutes; not what it finds.
   steerkit reproduce t14 --model smollm2-135m --out runs/t14
   steerkit reproduce t5 --model qwen2.5-coder-1.5b --data mmlu=mmlu_test.jsonl
   steerkit reproduce fig1 --model llama-2-7b.gguf --preset paper --data-root BiPO/data --judge URL --judge-model NAME

@@ -72,7 +72,7 @@ pub fn run(
     check(experiment, &needs(experiment, setup, judge.as_deref()))?;
     fs_err::create_dir_all(out)?;
     let began = Instant::now();
-    let models = Models::new(setup, session.options.clone());
+    let models = Models::new(setup, session.options);
     let total = experiment.panels.iter().map(|panel| 2 * panel.lines.len()).sum();
     let mut course =
         Course { setup, session, out, models, watch, place: (0, total), done: Reproduction::default() };

@@ -243,6 +243,9 @@ fn latex(table: &Table) -> String {
     out + "\\bottomrule\n\\end{tabular}\n"
 }
 
+/// The lines of a figure, by their names.
+type Lines<'a> = Vec<(String, Vec<&'a CellResult>)>;
+
 /// The figures of a panel, each with its caption: for every combination of the outer axes ours, and the paper's beside it.
 fn charts(panel: &PanelResults) -> Vec<(Chart, String)> {
     let (last, outer) = panel.axes.split_last().expect("a panel has axes");
@@ -250,7 +253,7 @@ fn charts(panel: &PanelResults) -> Vec<(Chart, String)> {
         return Vec::new();
     }
     let Some((series_axis, outer)) = outer.split_last() else { return Vec::new() };
-    let mut groups: Vec<(Vec<String>, Vec<(String, Vec<&CellResult>)>)> = Vec::new();
+    let mut groups: Vec<(Vec<String>, Lines<'_>)> = Vec::new();
     for (at, cells) in panel.lines() {
         let place: Vec<String> = outer.iter().map(|axis| show(&at[&axis.name])).collect();
         let line = (show(&at[&series_axis.name]), cells);
@@ -261,7 +264,7 @@ fn charts(panel: &PanelResults) -> Vec<(Chart, String)> {
     }
     let mut charts = Vec::new();
     for (number, (place, lines)) in groups.iter().enumerate() {
-        let title = [&[panel.title.clone()], &place[..]].concat().join(": ");
+        let title = [std::slice::from_ref(&panel.title), &place[..]].concat().join(": ");
         let id = if groups.len() > 1 { format!("{}-{}", panel.id, number + 1) } else { panel.id.clone() };
         let draw =
             |id: String, title: String, label: &str, of: &dyn Fn(&CellResult) -> Option<Estimate>| Chart {
@@ -338,7 +341,7 @@ fn page(
 ) -> Page {
     let section = |panel: &PanelResults| Section {
         title: panel.title.clone(),
-        about: [&[panel.what.clone()], &panel.notes[..]].concat().join(". "),
+        about: [std::slice::from_ref(&panel.what), &panel.notes[..]].concat().join(". "),
         charts: charts(panel),
         tables: tables(panel).iter().map(page_table).collect(),
     };

@@ -151,7 +151,8 @@ pub fn needs(experiment: &Experiment, setup: &Setup, judge: Option<&str>) -> Vec
         |wanted: &[Measure]| lines().any(|(p, l)| p.kind == Kind::Steered && wanted.contains(&p.measure(l)));
     let mut file = |name: &str, what: &str, instead: &str| {
         let path = setup.data.get(name);
-        let found = path.map_or_else(|| format!("{instead} (--data {name}=PATH for the real one)"), show);
+        let found = path
+            .map_or_else(|| format!("{instead} (--data {name}=PATH for the real one)"), |path| show(path));
         let missing =
             path.filter(|path| !path.exists()).map(|_| format!("give its place with --data {name}=PATH"));
         all.push(Need { what: what.into(), found, missing });
@@ -173,7 +174,7 @@ pub fn needs(experiment: &Experiment, setup: &Setup, judge: Option<&str>) -> Vec
     all
 }
 
-fn show(path: &PathBuf) -> String {
+fn show(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -271,7 +272,7 @@ impl<'a> Models<'a> {
         self.open = None;
         let lora =
             source.lora.iter().map(|(path, weight)| LoraChoice { path: path.clone(), weight: *weight });
-        let options = OpenOptions { precision: source.precision, ..self.options.clone() };
+        let options = OpenOptions { precision: source.precision, ..self.options };
         let model =
             Model::open_with_lora(&source.path, &lora.collect::<Vec<_>>(), LoraMode::Beside, &options)?;
         let model = Arc::new(model);
