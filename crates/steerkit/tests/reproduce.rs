@@ -248,6 +248,68 @@ fn adapter(folder: &Path) -> PathBuf {
     folder.to_owned()
 }
 
+/// The cells of a method of figure 8, by multiplier.
+fn figure_8(results: &Value, method: &str) -> Vec<(f64, f64)> {
+    let cells = results["panels"][0]["cells"].as_array().unwrap().iter();
+    let own = cells.filter(|cell| cell["at"]["method"] == method);
+    own.map(|cell| (cell["at"]["multiplier"].as_f64().unwrap(), cell["value"].as_f64().unwrap())).collect()
+}
+
+#[test]
+fn an_adapter_is_trained_once_and_measured_as_one_that_was_brought() {
+    let dir = tempfile::tempdir().unwrap();
+    // Asked what it was trained on: a few steps need not carry over to other questions.
+    let folder = dir.path().join("power-seeking");
+    std::fs::create_dir_all(&folder).unwrap();
+    let pairs = std::fs::read_to_string(root().join("data/power-seeking/train.jsonl")).unwrap();
+    let four: String = pairs.split_inclusive('\n').take(4).collect();
+    ["train.jsonl", "test.jsonl"].iter().for_each(|name| std::fs::write(folder.join(name), &four).unwrap());
+    let setup = || Setup { data: [("power-seeking".to_owned(), folder.clone())].into(), ..setup() };
+    let (results, _) = run("fig8", &setup(), dir.path());
+    let trained = figure_8(&results, "DPO-LoRA");
+    let at = |m: f64| trained.iter().find(|cell| cell.0 == m).unwrap().1;
+    assert!(at(0.0) == 0.0 && at(1.0) > 0.0 && at(1.0) > at(-1.0), "{trained:?}");
+    let notes = results["panels"][0]["notes"].as_array().unwrap();
+    assert!(notes.iter().any(|note| note.as_str().unwrap().contains("trained here: 4 steps")), "{notes:?}");
+    assert!(results["sha256"]["data"].as_object().unwrap().keys().any(|path| path.contains("power-seeking")));
+    assert_eq!(run("fig8", &setup(), dir.path()).1, 0, "nothing is made again");
+
+    let vectors = |name: &str| -> Vec<PathBuf> {
+        let folders = std::fs::read_dir(dir.path().join("vectors")).unwrap();
+        folders.map(|f| f.unwrap().path()).filter(|path| path.to_str().unwrap().contains(name)).collect()
+    };
+    let adapter = vectors("-dpo-lora-").pop().unwrap().join("adapter");
+    let brought = Setup { adapter: Some(adapter), ..setup() };
+    let elsewhere = dir.path().join("elsewhere");
+    assert_eq!(figure_8(&run("fig8", &brought, &elsewhere).0, "DPO-LoRA"), trained);
+    assert_eq!(std::fs::read_dir(elsewhere.join("vectors")).unwrap().count(), 1, "no adapter is trained");
+
+    // A key with the method's name before it is the adapter's alone, one without it the vectors'.
+    let keys = [("dpo-lora.adapter.r", "2"), ("optimiser.dose", "0.05")];
+    let set = keys.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    let (other, _) = run("fig8", &Setup { set, ..setup() }, dir.path());
+    assert!(figure_8(&other, "DPO-LoRA") != trained);
+    assert!(figure_8(&other, "BiPO") != figure_8(&results, "BiPO"));
+    assert_eq!((vectors("-dpo-lora-").len(), vectors("-bipo-").len()), (2, 2));
+}
+
+#[test]
+fn the_cost_of_an_adapter_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let (results, _) = run("complexity", &setup(), dir.path());
+    let cells = results["panels"][0]["cells"].as_array().unwrap();
+    let of = |method: &str, quantity: &str| {
+        let at = |cell: &&Value| cell["at"]["method"] == method && cell["at"]["quantity"] == quantity;
+        cells.iter().find(at).unwrap()["value"].as_f64().unwrap()
+    };
+    // Four blocks of rank 8: queries 64 x 64, values 64 x 32.
+    assert_eq!((of("DPO-LoRA", "parameters"), of("BiPO", "parameters")), (4.0 * 8.0 * (128.0 + 96.0), 64.0));
+    for quantity in ["operations (10^12)", "memory beside the model (MB)", "memory at 7B (MB)"] {
+        assert!(of("DPO-LoRA", quantity) > of("BiPO", quantity), "{quantity}");
+    }
+    assert!(of("DPO-LoRA", "seconds") > 0.0 && of("DPO-LoRA", "seconds") != of("BiPO", "seconds"));
+}
+
 #[test]
 fn an_adapter_is_measured_at_its_scales() {
     let dir = tempfile::tempdir().unwrap();
@@ -257,11 +319,8 @@ fn an_adapter_is_measured_at_its_scales() {
         ..setup()
     };
     let (results, _) = run("fig8", &setup, dir.path());
-    let cells = results["panels"][0]["cells"].as_array().unwrap();
-    let of = |m: f64| {
-        let at = |cell: &&Value| cell["at"]["method"] == "DPO-LoRA" && cell["at"]["multiplier"] == m;
-        cells.iter().find(at).unwrap()["value"].as_f64().unwrap()
-    };
+    let cells = figure_8(&results, "DPO-LoRA");
+    let of = |m: f64| cells.iter().find(|cell| cell.0 == m).unwrap().1;
     assert_eq!(of(0.0), 0.0, "nothing of an adapter is the plain model");
     assert!(of(1.0) != of(2.0) && of(1.0) != 0.0);
 }

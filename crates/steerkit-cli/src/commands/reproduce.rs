@@ -68,7 +68,9 @@ fn setup(args: &ReproduceArgs, model: &str) -> Setup {
     let preset = args.preset.map(|preset| preset.name());
     let mut set: Vec<(String, String)> = args.set.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
     if args.precision.name() != "f32" {
-        set.push(("precision".into(), args.precision.name().into()));
+        // Of the vectors' recipes, and of the adapter's.
+        let keys = ["precision", "dpo-lora.precision"];
+        set.extend(keys.map(|key| (key.to_owned(), args.precision.name().to_owned())));
     }
     Setup {
         also: args.also.clone(),

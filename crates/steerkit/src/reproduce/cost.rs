@@ -5,21 +5,19 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use steerkit_model::config::{Features, Rope, RopePairing, RopeScaling};
+use steerkit_model::lora::{LoraSettings, TrainableLora};
 use steerkit_model::{DecoderConfig, Model};
 
 use super::experiment::{Line, Panel};
 use super::measure::{read_json, write_json};
 use super::results::{PanelResults, Quantity};
-use super::vectors::Order;
+use super::vectors::{ADAPTER_EPOCHS, Order};
 use super::{Course, Progress};
 use crate::Result;
 use crate::files::sha256;
 use crate::recipe::{CacheSettings, Recipe};
 use crate::train::{Event, RunData, Start, TokenPair, train_tokens};
 
-/// Rank of the adapter that vectors are compared with, and its passes over the data: the paper's appendix F.
-const LORA_RANK: usize = 8;
-const LORA_EPOCHS: usize = 2;
 /// What the 7B's vector is made with: the pairs of wealth-seeking, and the paper's epochs and pairs per step.
 const PAPER_PAIRS: usize = 623;
 const PAPER_EPOCHS: usize = 20;
@@ -27,10 +25,12 @@ const PAPER_BATCH: usize = 4;
 /// The paper's block.
 const PAPER_LAYER: usize = 15;
 
-/// What making one vector took.
+/// What making one vector, or an adapter, took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Cost {
+    /// Numbers that were made.
+    parameters: usize,
     /// Wall-clock seconds, from the tokens of the pairs to the vector.
     seconds: f64,
     /// Bytes at the peak beside the model, by the estimate that training makes.
@@ -70,12 +70,12 @@ impl Work {
     }
 
     /// Operations of the matrix products, two per weight and row forward and as many backward: what is read goes through
-    /// the whole model, what is trained through the blocks from `layer` on and back. Rows that pairs of a batch share
-    /// count for each.
-    fn operations(self, config: &DecoderConfig, layer: usize) -> f64 {
+    /// the whole model, what is trained through the blocks above `layer` and back, for an adapter through all. Rows that
+    /// pairs of a batch share count for each; an adapter's own products, less than a per cent, do not.
+    fn operations(self, config: &DecoderConfig, layer: Option<usize>) -> f64 {
         let block = block_weights(config) as f64;
         let head = (config.d_model * config.vocab) as f64 * self.scored;
-        let above = (config.n_layers - 1 - layer) as f64;
+        let above = (config.n_layers - layer.map_or(0, |layer| layer + 1)) as f64;
         let reading = 2.0 * (block * config.n_layers as f64 * self.rows + head);
         let training = 4.0 * (block * above * self.rows + head);
         self.read * reading + self.passes * training
@@ -85,12 +85,6 @@ impl Work {
 /// Numbers in the matrices of a block.
 fn block_weights(c: &DecoderConfig) -> usize {
     c.d_model * (c.head_dim * (2 * c.n_heads + 2 * c.n_kv_heads) + 3 * c.d_ff)
-}
-
-/// Parameters of an adapter on the query and value projections of all blocks.
-fn lora_parameters(c: &DecoderConfig) -> usize {
-    let outputs = c.head_dim * (c.n_heads + c.n_kv_heads);
-    c.n_layers * LORA_RANK * (2 * c.d_model + outputs)
 }
 
 /// Llama-2-7B.
@@ -122,7 +116,7 @@ impl Course<'_, '_> {
             self.note(note);
             self.identify(&model);
             let cost = self.cost(panel, line, &model, None)?;
-            let parameters = model.config().d_model as f64;
+            let parameters = cost.parameters as f64;
             let share = 100.0 * parameters / model.parameters() as f64;
             rows.push([parameters, share, cost.seconds / 60.0].map(exact).to_vec());
         }
@@ -137,29 +131,17 @@ impl Course<'_, '_> {
     /// Each method beside BiPO, and a model of 7B.
     pub(super) fn complexity(&mut self, panel: &Panel) -> Result<PanelResults> {
         let mut rows = Vec::new();
-        let mut bipo = None;
         let also = self.setup.also.len();
         for line in &panel.lines {
             self.begin(format!("cost: {}", super::words(panel, line)))?;
             self.place.0 += 1;
             let model = self.models.of_line(line)?.0;
             self.identify(&model);
-            let config = model.config().clone();
-            let lora = line.method() == "dpo-lora";
-            let measured = match (lora, &bipo) {
-                (true, Some((cost, _))) => Clone::clone(cost),
-                _ => self.cost(panel, line, &model, None)?,
-            };
+            let measured = self.cost(panel, line, &model, None)?;
             let total = model.parameters() as f64;
             drop(model);
-            let error = match (lora, &bipo) {
-                (true, Some((_, error))) => *error,
-                _ => self.prediction_error(panel, line, &measured, also)?,
-            };
-            if line.method() == "bipo" {
-                bipo = Some((measured.clone(), error));
-            }
-            rows.push(row(line, &config, total, &measured, error));
+            let error = self.prediction_error(panel, line, &measured, also)?;
+            rows.push(row(line, total, &measured, error)?);
         }
         let what = "parameters, operations, time and memory of one vector";
         let mut results = PanelResults::quantities(panel, what, &rows);
@@ -171,13 +153,9 @@ impl Course<'_, '_> {
         });
         results.notes.push(format!(
             "at 7B: Llama-2-7B's shape, block {PAPER_LAYER}, {PAPER_PAIRS} pairs as long as these; {PAPER_EPOCHS} epochs in steps \
-             of {PAPER_BATCH} where a method trains; at the operations per second that were measured here"
+             of {PAPER_BATCH} where a method trains, {ADAPTER_EPOCHS} for DPO-LoRA (rank 8 on queries and values); at the operations \
+             per second that were measured here of each method"
         ));
-        results.notes.push(
-            "DPO-LoRA (rank 8 on queries and values, 2 epochs) is not trained here: its operations are counted, and its \
-             time is theirs at BiPO's rate"
-                .into(),
-        );
         Ok(results)
     }
 
@@ -201,7 +179,7 @@ impl Course<'_, '_> {
         Ok(100.0 * errors.iter().sum::<f64>() / errors.len() as f64)
     }
 
-    /// Makes the vector of a line anew, all of it, and measures that; a measurement is made once.
+    /// Makes the vector or adapter of a line anew, all of it, and measures that; a measurement is made once.
     fn cost(&mut self, panel: &Panel, line: &Line, model: &Model, limit: Option<usize>) -> Result<Cost> {
         let method = line.method();
         let order = Order { setup: self.setup, panel, line, set: &line.behaviour, method, out: self.out };
@@ -225,11 +203,16 @@ impl Course<'_, '_> {
         };
         let data = RunData::read(model, &recipe, &mut tell)?;
         let began = Instant::now();
-        train_tokens(Start::Overwrite, model, &recipe, &data, &mut tell, self.session.cancel)?;
+        let run = train_tokens(Start::Overwrite, model, &recipe, &data, &mut tell, self.session.cancel)?;
         let seconds = began.elapsed().as_secs_f64();
         let work = Work::of(&recipe, &data.train.pairs, !recipe.method.is_extraction());
-        let operations = work.operations(model.config(), order.layer(model)?);
-        let cost = Cost { seconds, bytes, operations, rows: work.rows, scored: work.scored };
+        let layer = (!order.is_adapter()).then_some(run.layer);
+        let operations = work.operations(model.config(), layer);
+        let parameters = match &run.adapter {
+            Some((adapter, _)) => adapter.len(),
+            None => run.vectors.iter().map(|vector| vector.direction.len()).sum(),
+        };
+        let cost = Cost { parameters, seconds, bytes, operations, rows: work.rows, scored: work.scored };
         write_json(&file, &cost)?;
         Ok(cost)
     }
@@ -240,52 +223,35 @@ fn base_pairs(quick: bool) -> usize {
     if quick { 16 } else { 64 }
 }
 
-/// The quantities of a method.
-fn row(line: &Line, config: &DecoderConfig, total: f64, cost: &Cost, error: f64) -> Vec<Quantity> {
-    let (rows, scored) = (cost.rows, cost.scored);
-    let large = seven_b();
-    let rate = cost.operations / cost.seconds;
-    let pairs = PAPER_PAIRS as f64;
-    let extracts = matches!(line.method(), "caa" | "freeform");
-    let at_batch = |c: &DecoderConfig, layer: usize| {
-        let (rows, scored) = ((PAPER_BATCH as f64 * rows) as usize, (PAPER_BATCH as f64 * scored) as usize);
-        match extracts {
-            true => c.reading_bytes(rows, scored),
-            false => c.gradient_bytes(layer + 1, 0, rows, scored),
-        }
-    };
-    let work = |read: f64, passes: f64| Work { read, passes, rows, scored };
-    // An adapter in all blocks: everything goes through all of them, forward and back.
-    let lora = |c: &DecoderConfig, pairs: f64| {
-        let passes = LORA_EPOCHS as f64 * pairs;
-        work(pairs, 0.0).operations(c, 0) + passes * 2.0 * work(1.0, 0.0).operations(c, 0)
-    };
-    let (parameters, operations, seconds, bytes, at_large) = match line.method() {
+/// The quantities of a method, on a model of `total` parameters.
+fn row(line: &Line, total: f64, cost: &Cost, error: f64) -> Result<Vec<Quantity>> {
+    let (large, pairs) = (seven_b(), PAPER_PAIRS as f64);
+    let at_batch = |mean: f64| (PAPER_BATCH as f64 * mean) as usize;
+    let (rows, scored) = (at_batch(cost.rows), at_batch(cost.scored));
+    let (layer, epochs, bytes) = match line.method() {
+        "caa" | "freeform" => (Some(PAPER_LAYER), 0, large.reading_bytes(rows, scored)),
         "dpo-lora" => {
-            let own = lora(config, pairs);
-            let bytes = at_batch(config, 0) as f64;
-            (lora_parameters(config) as f64, own, own / rate, bytes, lora(&large, pairs))
+            let kept = TrainableLora::new(&large, &LoraSettings::default())?.kept_per_row();
+            (None, ADAPTER_EPOCHS, large.gradient_bytes(0, kept, rows, scored))
         }
-        _ => {
-            let passes = if extracts { 0.0 } else { PAPER_EPOCHS as f64 * pairs };
-            let at_large = work(pairs, passes).operations(&large, PAPER_LAYER);
-            (config.d_model as f64, cost.operations, cost.seconds, cost.bytes as f64, at_large)
-        }
+        _ => (Some(PAPER_LAYER), PAPER_EPOCHS, large.gradient_bytes(PAPER_LAYER + 1, 0, rows, scored)),
     };
-    let layer = if line.method() == "dpo-lora" { 0 } else { PAPER_LAYER };
-    [
+    let work = Work { read: pairs, passes: epochs as f64 * pairs, rows: cost.rows, scored: cost.scored };
+    let at_large = work.operations(&large, layer);
+    let parameters = cost.parameters as f64;
+    let rate = cost.operations / cost.seconds;
+    let row = [
         parameters,
         100.0 * parameters / total,
-        operations / 1e12,
-        seconds,
-        bytes / 1e6,
+        cost.operations / 1e12,
+        cost.seconds,
+        cost.bytes as f64 / 1e6,
         error,
         at_large / 1e12,
         at_large / rate / 3600.0,
-        at_batch(&large, layer) as f64 / 1e6,
-    ]
-    .map(exact)
-    .to_vec()
+        bytes as f64 / 1e6,
+    ];
+    Ok(row.map(exact).to_vec())
 }
 
 fn exact(value: f64) -> Quantity {
@@ -312,9 +278,8 @@ mod tests {
         assert_eq!(block_weights(&c), 108);
         let work = Work { read: 1.0, passes: 1.0, rows: 10.0, scored: 6.0 };
         let head = 4.0 * 7.0 * 6.0;
-        assert_eq!(work.operations(&c, 1), 2.0 * (3240.0 + head) + 4.0 * (1080.0 + head));
-        // A: 8 × 4 for queries and values each; B: 4 × 8 and 2 × 8.
-        assert_eq!(lora_parameters(&c), 3 * (64 + 48));
+        assert_eq!(work.operations(&c, Some(1)), 2.0 * (3240.0 + head) + 4.0 * (1080.0 + head));
+        assert_eq!(work.operations(&c, None), 2.0 * (3240.0 + head) + 4.0 * (3240.0 + head));
         // The paper's share of a vector in Llama-2-7B, with embedding and head.
         let all = 32 * block_weights(&seven_b()) + 2 * 32_000 * 4096;
         assert!((100.0 * 4096.0 / all as f64 / 6.08e-5 - 1.0).abs() < 0.002);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use steerkit_model::{Model, Prompting};
 
+use super::Made;
 use super::experiment::{Line, Measure, Panel};
 use super::setup::{Session, Setup};
 use crate::baseline::{Baseline, IclSettings, Prompts};
@@ -23,9 +24,10 @@ use crate::recipe::Recipe;
 use crate::refusal::refuses;
 use crate::report::Comparison;
 use crate::text_stats::Estimate;
-use crate::train::TokenPair;
 use crate::{Result, SteerError, SteeringPlan, SteeringVector};
 
+/// What the numbers are where pairs are compared.
+pub(super) const MARGIN: &str = "margin of the reference answers over the plain model's, nats";
 /// Questions that stand in for MMLU.
 const KNOWLEDGE: &str = include_str!("../../../../experiments/knowledge.jsonl");
 /// Answers shown where a panel shows some.
@@ -61,15 +63,14 @@ pub(super) struct Measured {
 }
 
 /// A line to be measured.
-#[derive(Clone)]
 pub(super) struct Bench<'a> {
     pub(super) setup: &'a Setup,
     pub(super) session: &'a Session<'a>,
     pub(super) panel: &'a Panel,
     pub(super) line: &'a Line,
     pub(super) model: &'a Model,
-    /// The vectors with their weights.
-    pub(super) vectors: Vec<(f64, Arc<SteeringVector>)>,
+    /// What is added to the model.
+    pub(super) made: &'a Made,
     /// The recipe of the first vector, for its prompts.
     pub(super) recipe: &'a Recipe,
     /// The experiment's folder.
@@ -79,31 +80,39 @@ pub(super) struct Bench<'a> {
 impl Bench<'_> {
     /// Measures the line, or reads what was measured before.
     pub(super) fn run(&self, watch: &mut Watch<'_>) -> Result<Measured> {
-        let file = self.out.join("jobs").join(format!("{}.json", self.id()?));
+        let file = self.file()?;
         if let Some(done) = read_json(&file) {
             return Ok(done);
         }
         let mut measured = self.measure(watch)?;
-        measured.layer = self.vectors.first().map(|(_, vector)| vector.layer);
+        measured.layer = self.vectors().first().map(|(_, vector)| vector.layer);
         let dose = |(weight, vector): &(f64, Arc<SteeringVector>)| {
             vector.relative_norm().map(|norm| f64::from(norm) * weight.abs())
         };
-        measured.doses = self.vectors.iter().filter_map(dose).collect();
+        measured.doses = self.vectors().iter().filter_map(dose).collect();
         write_json(&file, &measured)?;
         Ok(measured)
     }
 
-    /// A hash of everything that decides the numbers.
-    fn id(&self) -> Result<String> {
+    /// The vectors with their weights.
+    fn vectors(&self) -> &[(f64, Arc<SteeringVector>)] {
+        match self.made {
+            Made::Vectors(vectors) => vectors,
+            Made::Adapter(..) => &[],
+        }
+    }
+
+    /// Where the measurement is kept: under a hash of everything that decides the numbers.
+    pub(super) fn file(&self) -> Result<PathBuf> {
         let Self { setup, panel, line, .. } = self;
-        let vectors: Vec<Value> = self
-            .vectors
-            .iter()
-            .map(|(weight, vector)| {
-                let bytes: Vec<u8> = vector.direction.iter().flat_map(|x| x.to_le_bytes()).collect();
-                json!([weight, vector.layer, sha256(&bytes)])
-            })
-            .collect();
+        let of_vector = |(weight, vector): &(f64, Arc<SteeringVector>)| {
+            let bytes: Vec<u8> = vector.direction.iter().flat_map(|x| x.to_le_bytes()).collect();
+            json!([weight, vector.layer, sha256(&bytes)])
+        };
+        let vectors: Vec<Value> = match self.made {
+            Made::Vectors(vectors) => vectors.iter().map(of_vector).collect(),
+            Made::Adapter(path, _) => vec![json!(content(path)?)],
+        };
         let mut files = vec![setup.split_file(&line.behaviour, "test")?];
         files.extend(["mmlu", "truthfulqa"].iter().filter_map(|name| setup.data.get(*name).cloned()));
         files.extend(self.attack_file().cloned());
@@ -129,7 +138,8 @@ impl Bench<'_> {
             "judge": self.session.judging.map(|judging| judging.asker.responder.identity()),
             "version": env!("CARGO_PKG_VERSION"),
         });
-        Ok(format!("{}-{}", line.behaviour, &sha256(of.to_string().as_bytes())[..12]))
+        let id = &sha256(of.to_string().as_bytes())[..12];
+        Ok(self.out.join("jobs").join(format!("{}-{id}.json", line.behaviour)))
     }
 
     fn tokens(&self) -> usize {
@@ -165,7 +175,7 @@ impl Bench<'_> {
         let mut steerings = Vec::new();
         for &multiplier in multipliers {
             let mut plan = SteeringPlan::new();
-            for (weight, vector) in &self.vectors {
+            for (weight, vector) in self.vectors() {
                 plan = plan.add(Arc::clone(vector), (multiplier * weight * self.panel.sign) as f32)?;
             }
             steerings.push(Steering { multiplier, plan });
@@ -213,8 +223,7 @@ impl Bench<'_> {
     }
 
     fn margins(&self, watch: &mut Watch<'_>) -> Result<Measured> {
-        let what = "margin of the reference answers over the plain model's, nats";
-        self.of_pairs(what, |own, plain| own.relative_to(plain).margin(), watch)
+        self.of_pairs(MARGIN, |own, plain| own.relative_to(plain).margin(), watch)
     }
 
     /// TruthfulQA's two measures on pairs of a true and a false answer.
@@ -248,24 +257,12 @@ impl Bench<'_> {
         Ok(answered.shown(subject, false))
     }
 
-    /// Log-probabilities of the test pairs under the plain model.
+    /// Log-probabilities of the test pairs under the model as it is.
     pub(super) fn logps(&self, watch: &mut Watch<'_>) -> Result<Vec<PairLogps>> {
         let subject = self.subject(&[0.0])?;
         let mut data = self.test(&subject)?;
         let texts = pairs::tokens(&subject, &data.pairs, false, &mut data.notes)?;
         Ok(logps(&subject, &texts, watch)?.remove(0))
-    }
-
-    /// The test pairs as tokens, with the hash and the name of their file.
-    pub(super) fn pairs(&self) -> Result<(Vec<TokenPair>, String, String)> {
-        let subject = self.subject(&[0.0])?;
-        let mut data = self.test(&subject)?;
-        let texts = pairs::tokens(&subject, &data.pairs, false, &mut data.notes)?;
-        let pair = |text: Prompted| {
-            let [chosen, rejected] = text.continuations.try_into().expect("a pair has two responses");
-            TokenPair { prompt: text.prompt, chosen, rejected }
-        };
-        Ok((texts.into_iter().map(pair).collect(), data.sha256, data.path.display().to_string()))
     }
 
     /// A judge's scores of open answers.
@@ -438,8 +435,7 @@ impl Bench<'_> {
             let own = &logps(&subject, &prompted, watch)?[place];
             values.push(own.iter().zip(&reference).map(|(a, &b)| Some(a.relative_to(b).margin())).collect());
         }
-        let what = "margin of the reference answers over the plain model's, nats";
-        let mut measured = self.measured(what, values, notes);
+        let mut measured = self.measured(MARGIN, values, notes);
         measured.files.insert(data.path.display().to_string(), data.sha256);
         measured.files.insert(train.path.display().to_string(), train.sha256);
         Ok(measured)

@@ -7,7 +7,6 @@
 
 mod cost;
 mod experiment;
-mod low_rank;
 mod measure;
 mod output;
 mod results;
@@ -19,17 +18,19 @@ pub use output::{lead, results, tables, write};
 pub use results::{AxisValues, CellResult, PanelResults, Reproduction, Span};
 pub use setup::{Need, Session, Setup, check, needs};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use steerkit_model::ModelError;
+use steerkit_model::{Model, ModelError};
 
 use crate::eval;
+use crate::files::sha256_of_file;
+use crate::objective::PairLogps;
 use crate::train::Event;
 use crate::{Result, SteeringVector};
-use measure::{Bench, Measured};
+use measure::{Bench, MARGIN, Measured, read_json, write_json};
 use results::Quantity;
 use setup::Models;
 use vectors::Order;
@@ -91,6 +92,14 @@ pub fn run(
     Ok(done)
 }
 
+/// What a line adds to the model.
+enum Made {
+    /// Vectors with their weights; none for the plain model.
+    Vectors(Vec<(f64, Arc<SteeringVector>)>),
+    /// An adapter, and what the reader should know of it.
+    Adapter(PathBuf, String),
+}
+
 /// An experiment that is being run.
 struct Course<'a, 'w> {
     setup: &'a Setup,
@@ -133,82 +142,95 @@ impl Course<'_, '_> {
     /// First all vectors of a panel, then all measurements: so that a model that does not fit beside another is opened
     /// seldom.
     fn steered(&mut self, panel: &Panel) -> Result<PanelResults> {
-        let mut vectors = Vec::new();
+        let mut made = Vec::new();
         for line in &panel.lines {
             self.begin(format!("vector: {}", words(panel, line)))?;
-            vectors.push(self.vectors(panel, line)?);
+            made.push(self.made(panel, line)?);
         }
         let mut measured = Vec::new();
-        for (line, vectors) in panel.lines.iter().zip(vectors) {
+        for (line, made) in panel.lines.iter().zip(&made) {
             self.begin(format!("measurement: {}", words(panel, line)))?;
-            let own = self.measured(panel, line, vectors)?;
+            let own = self.measured(panel, line, made)?;
             self.done.files.extend(own.files.clone());
             measured.push(own);
         }
         Ok(PanelResults::steered(panel, &measured, self.setup.seed))
     }
 
-    /// The vectors of a line with their weights.
-    fn vectors(&mut self, panel: &Panel, line: &Line) -> Result<Vec<(f64, Arc<SteeringVector>)>> {
-        let method = match line.method() {
-            "icl" | "none" | "dpo-lora" => return Ok(Vec::new()),
-            "icl+bipo" => "bipo",
-            method => method,
+    /// What a line adds to the model.
+    fn made(&mut self, panel: &Panel, line: &Line) -> Result<Made> {
+        let method = match (line.method(), &self.setup.adapter) {
+            ("icl" | "none", _) => return Ok(Made::Vectors(Vec::new())),
+            ("dpo-lora", Some(path)) => {
+                return Ok(Made::Adapter(path.clone(), format!("the adapter is {}", path.display())));
+            }
+            ("icl+bipo", _) => "bipo",
+            (method, _) => method,
         };
         let model = self.models.of_vector(line)?;
+        let watch = &mut *self.watch;
+        let mut tell = |event: Event<'_>| watch(Progress::Training(event));
         let mut all = Vec::new();
         for Weighted { set, weight } in line.parts() {
             let order = Order { setup: self.setup, panel, line, set: &set, method, out: self.out };
-            let watch = &mut *self.watch;
-            let mut tell = |event: Event<'_>| watch(Progress::Training(event));
+            if order.is_adapter() {
+                let (path, note) = order.adapter(&model, &mut tell, self.session.cancel)?;
+                return Ok(Made::Adapter(path, note));
+            }
             all.push((weight, order.vector(&model, &mut tell, self.session.cancel)?));
         }
-        Ok(all)
+        Ok(Made::Vectors(all))
     }
 
-    fn measured(
-        &mut self,
-        panel: &Panel,
-        line: &Line,
-        vectors: Vec<(f64, Arc<SteeringVector>)>,
-    ) -> Result<Measured> {
+    fn measured(&mut self, panel: &Panel, line: &Line, made: &Made) -> Result<Measured> {
         let (model, note) = self.models.of_line(line)?;
         self.note(note);
         self.identify(&model);
-        let order =
-            Order { setup: self.setup, panel, line, set: &line.behaviour, method: "bipo", out: self.out };
-        let recipe = order.recipe(&model)?;
-        let bench = Bench {
-            setup: self.setup,
-            session: self.session,
-            panel,
-            line,
-            model: &model,
-            vectors,
-            recipe: &recipe,
-            out: self.out,
+        let Made::Adapter(adapter, note) = made else {
+            return self.on(panel, line, &model, made, |bench, watch| bench.run(watch));
         };
-        let watch = &mut *self.watch;
-        let mut tell = |progress: eval::Progress<'_>| watch(Progress::Measuring(progress));
-        if line.method() != "dpo-lora" {
-            return bench.run(&mut tell);
+        let file = self.on(panel, line, &model, made, |bench, _| bench.file())?;
+        // The adapted model takes its place.
+        drop(model);
+        if let Some(done) = read_json(&file) {
+            return Ok(done);
         }
-        let Some(adapter) = &self.setup.adapter else {
-            return low_rank::run(&bench, &order, &mut tell);
+        let mut logps = Vec::new();
+        for &multiplier in &panel.multipliers {
+            let model = self.models.adapted(adapter, (multiplier * panel.sign) as f32)?;
+            logps.push(self.on(panel, line, &model, made, |bench, watch| bench.logps(watch))?);
+        }
+        let plain = panel.multipliers.iter().position(|&m| m == 0.0).expect("a panel has the plain model");
+        let margins = |own: &Vec<PairLogps>| {
+            own.iter().zip(&logps[plain]).map(|(a, &b)| Some(a.relative_to(b).margin())).collect()
         };
-        let plain = bench.logps(&mut tell)?;
-        let mut values = Vec::new();
-        for &weight in &panel.multipliers {
-            let adapted = self.models.adapted(adapter, weight as f32)?;
-            let own = Bench { model: &adapted, vectors: Vec::new(), ..bench.clone() }.logps(&mut tell)?;
-            values.push(own.iter().zip(&plain).map(|(a, &b)| Some(a.relative_to(b).margin())).collect());
-        }
-        let notes = vec![format!("the adapter is {}", adapter.display())];
-        let what = "margin of the reference answers over the plain model's, nats";
-        Ok(Measured::of(what, &panel.multipliers, values, notes, self.setup.seed))
+        let values = logps.iter().map(margins).collect();
+        let mut measured =
+            Measured::of(MARGIN, &panel.multipliers, values, vec![note.clone()], self.setup.seed);
+        let test = self.setup.split_file(&line.behaviour, "test")?;
+        measured.files.insert(test.display().to_string(), sha256_of_file(&test)?);
+        write_json(&file, &measured)?;
+        Ok(measured)
     }
 
-    fn identify(&mut self, model: &steerkit_model::Model) {
+    /// Does something with a line's bench on `model`.
+    fn on<T>(
+        &mut self,
+        panel: &Panel,
+        line: &Line,
+        model: &Model,
+        made: &Made,
+        what: impl FnOnce(&Bench<'_>, &mut eval::Watch<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let Self { setup, session, out, .. } = *self;
+        let order = Order { setup, panel, line, set: &line.behaviour, method: "bipo", out };
+        let recipe = order.recipe(model)?;
+        let bench = Bench { setup, session, panel, line, model, made, recipe: &recipe, out };
+        let watch = &mut *self.watch;
+        what(&bench, &mut |progress: eval::Progress<'_>| watch(Progress::Measuring(progress)))
+    }
+
+    fn identify(&mut self, model: &Model) {
         let identity = model.identity();
         self.done.models.insert(identity.name.clone(), identity.file_sha256.clone());
     }

@@ -21,7 +21,7 @@ pub struct Setup {
     pub model: String,
     /// Further models: relatives that vectors are carried to, or the paper's second model.
     pub also: Vec<String>,
-    /// A LoRA adapter trained by DPO, for the experiment that compares with one.
+    /// A LoRA adapter trained by DPO elsewhere, in place of one that is trained here.
     pub adapter: Option<PathBuf>,
     /// The folder with a folder of pairs for each set.
     pub data_root: PathBuf,
@@ -36,7 +36,7 @@ pub struct Setup {
     pub seed: u64,
     /// Where the defaults of trained vectors come from.
     pub preset: Preset,
-    /// Keys of the recipes of all vectors.
+    /// Keys of the recipes of all vectors; with `dpo-lora.` before them, of the adapter's.
     pub set: Vec<(String, String)>,
     /// Tokens per answer at most.
     pub answer_tokens: usize,

@@ -1,4 +1,4 @@
-//! The vectors of an experiment: each is trained once, in a folder of its own, and taken from there afterwards.
+//! The vectors and adapters of an experiment: each is trained once, in a folder of its own, and taken from there afterwards.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +12,10 @@ use super::setup::{Setup, block};
 use crate::data::{Dataset, PreferencePair, ReadOptions, read};
 use crate::eval::stats::draw;
 use crate::files::{sha256, sha256_of_file, write_atomic};
-use crate::recipe::{Draft, LayerChoice, Recipe};
+use crate::optim::{AdamW, Optimiser, Warmup};
+use crate::recipe::{Draft, Method, Recipe};
 use crate::text_stats::words;
-use crate::train::{Observer, Start, train_from};
+use crate::train::{Observer, Outcome, Start, train_from};
 use crate::{Result, SteerError, SteeringVector};
 
 /// Training pairs, steps and pairs per step of a quick run.
@@ -22,7 +23,12 @@ const QUICK: [usize; 3] = [16, 4, 4];
 /// By how much a quick run divides epochs.
 const QUICK_EPOCHS: usize = 5;
 
-/// A vector to be made.
+/// Passes over the data that an adapter is trained for, pairs per step and steps of warm-up: the paper's appendix F.
+pub(super) const ADAPTER_EPOCHS: usize = 2;
+const ADAPTER_BATCH: usize = 4;
+const ADAPTER_WARMUP: usize = 100;
+
+/// A vector to be made, or an adapter.
 pub(super) struct Order<'a> {
     pub(super) setup: &'a Setup,
     pub(super) panel: &'a Panel,
@@ -36,13 +42,17 @@ pub(super) struct Order<'a> {
 }
 
 impl Order<'_> {
-    /// The recipe of the vector on `model`.
+    /// Whether an adapter is made.
+    pub(super) fn is_adapter(&self) -> bool {
+        self.method == Method::DpoLora.name()
+    }
+
+    /// The recipe on `model`.
     pub(super) fn recipe(&self, model: &Model) -> Result<Recipe> {
-        let Self { setup, panel, line, .. } = self;
+        let Self { setup, panel, .. } = self;
         let mut draft = Draft::default();
         let train = self.pairs()?;
         let preset = panel.preset.as_deref().unwrap_or(setup.preset.name());
-        let layer = block(line.layer.unwrap_or(panel.layer), panel.blocks, model.config().n_layers);
         let texts = [
             ("preset", preset.to_owned()),
             ("model", setup.model.clone()),
@@ -52,12 +62,34 @@ impl Order<'_> {
             ("cache.folder", self.out.join("cache").display().to_string()),
         ];
         texts.iter().for_each(|(key, value)| draft.set_text(key, value));
-        draft.set("layer", &layer.to_string());
         draft.set("seed", &setup.seed.to_string());
         // Every pair is trained on, and what a vector does is measured elsewhere.
         draft.set("data.holdout", "0");
         draft.set("eval", "{ multipliers = [], every_epochs = 0 }");
         draft.set("epoch_vectors", "false");
+        if self.is_adapter() {
+            self.of_adapter(&mut draft, &train)?;
+        } else {
+            self.of_vector(&mut draft, preset, model);
+        }
+        // What is set without a method's name is for the vectors.
+        for (key, value) in &setup.set {
+            match (key.strip_prefix("dpo-lora."), self.is_adapter()) {
+                (Some(key), true) => draft.set(key, value),
+                (None, false) => draft.set(key, value),
+                _ => {}
+            }
+        }
+        let recipe = draft.resolve()?;
+        let out = self.out.join("vectors").join(self.id(&recipe, model, &train)?);
+        Ok(Recipe { out, ..recipe })
+    }
+
+    /// Layer and length of a vector's training.
+    fn of_vector(&self, draft: &mut Draft, preset: &str, model: &Model) {
+        let Self { setup, panel, line, .. } = self;
+        let layer = block(line.layer.unwrap_or(panel.layer), panel.blocks, model.config().n_layers);
+        draft.set("layer", &layer.to_string());
         let epochs = line.epochs.unwrap_or(panel.epochs);
         let passes = preset != "auto";
         if setup.quick {
@@ -76,10 +108,27 @@ impl Order<'_> {
         } else if passes {
             draft.set("epochs", &epochs.to_string());
         }
-        setup.set.iter().for_each(|(key, value)| draft.set(key, value));
-        let recipe = draft.resolve()?;
-        let out = self.out.join("vectors").join(self.id(&recipe, model, &train)?);
-        Ok(Recipe { out, ..recipe })
+    }
+
+    /// Length and warm-up of an adapter's training; the rest of the paper's settings are the method's defaults.
+    fn of_adapter(&self, draft: &mut Draft, train: &Path) -> Result<()> {
+        let [pairs, steps, batch] = QUICK;
+        if self.setup.quick {
+            // The paper's rate is for some hundred steps.
+            let settings = [("data.limit", pairs), ("batch", batch), ("steps", steps)];
+            settings.iter().for_each(|(key, n)| draft.set(key, &n.to_string()));
+            draft.set("optimiser.lr", "2e-3");
+            draft.set("optimiser.warmup.steps", "0");
+            return Ok(());
+        }
+        let epochs = self.line.epochs.unwrap_or(ADAPTER_EPOCHS);
+        draft.set("epochs", &epochs.to_string());
+        let steps = epochs * read(train, &ReadOptions::default())?.pairs.len().div_ceil(ADAPTER_BATCH);
+        // The paper's run is more than twice as long as its warm-up; a short one would end in it.
+        if steps < 2 * ADAPTER_WARMUP {
+            draft.set("optimiser.warmup.steps", &(steps / 10).to_string());
+        }
+        Ok(())
     }
 
     /// A hash of everything that decides the vector.
@@ -110,25 +159,39 @@ impl Order<'_> {
         {
             return Ok(Arc::new(vector));
         }
-        let start = if recipe.out.join("recipe.toml").exists() { Start::Resume } else { Start::New };
-        let run = match train_from(start, model, &recipe, observer, cancel) {
-            Err(SteerError::ResumeMismatch { .. }) => {
-                train_from(Start::Overwrite, model, &recipe, observer, cancel)
-            }
-            done => done,
-        }?;
+        let run = trained(model, &recipe, observer, cancel)?;
         Ok(Arc::new(run.vectors.into_iter().next().expect("one block, one vector")))
     }
 
-    /// The block of the vector on `model`.
-    pub(super) fn layer(&self, model: &Model) -> Result<usize> {
-        match self.recipe(model)?.layer {
-            LayerChoice::Block(layer) => Ok(layer),
-            LayerChoice::Auto => Err(SteerError::Unfit {
-                what: "layer = \"auto\" has no place in an experiment that says which block".into(),
-                hint: "set layer to a number, or leave it out".into(),
-            }),
+    /// The folder of the adapter, which is there or made now, and how it was trained.
+    pub(super) fn adapter(
+        &self,
+        model: &Model,
+        observer: &mut dyn Observer,
+        cancel: &AtomicBool,
+    ) -> Result<(PathBuf, String)> {
+        let recipe = self.recipe(model)?;
+        let folder = recipe.out.join("adapter");
+        // The last file that is written.
+        if !folder.join("steerkit.json").is_file() {
+            trained(model, &recipe, observer, cancel)?;
         }
+        let length = match (recipe.epochs, recipe.steps) {
+            (Some(epochs), _) => format!("{epochs} epochs"),
+            (None, steps) => format!("{} steps", steps.unwrap_or(0)),
+        };
+        let Optimiser::AdamW(AdamW { lr, warmup, .. }) = &recipe.optimiser else {
+            unreachable!("a recipe refuses an adapter with another optimiser")
+        };
+        let warmup = match warmup {
+            Warmup::Steps(n) => format!("{n} steps"),
+            Warmup::Fraction(share) => format!("{share} of the steps"),
+        };
+        let batch = recipe.batch;
+        let note = format!(
+            "DPO-LoRA was trained here: {length} in steps of {batch} pairs, learning rate {lr}, warm-up {warmup}"
+        );
+        Ok((folder, note))
     }
 
     /// The training file: the set's own, or one that was made of it.
@@ -148,6 +211,22 @@ impl Order<'_> {
         });
         write_atomic(&path, lines.collect::<String>().as_bytes())?;
         Ok(path)
+    }
+}
+
+/// Trains in the recipe's folder, on from where an earlier run stopped.
+fn trained(
+    model: &Model,
+    recipe: &Recipe,
+    observer: &mut dyn Observer,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    let start = if recipe.out.join("recipe.toml").exists() { Start::Resume } else { Start::New };
+    match train_from(start, model, recipe, observer, cancel) {
+        Err(SteerError::ResumeMismatch { .. }) => {
+            train_from(Start::Overwrite, model, recipe, observer, cancel)
+        }
+        done => done,
     }
 }
 
