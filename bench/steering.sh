@@ -20,7 +20,7 @@ against = r["against_plans"] or "none"
 print("| {} | {} | {} | {:+.2f}% | {} to {} | {} |".format(
     r["batch"], r["plans"], against, 100 * r["difference"], low, high, sys.argv[1]))' "$5"
 }
-row 16 16 0 40 "2%"
+row 16 16 0 120 "2%"
 row 32 8 1 30 "5%"
 row 32 16 1 30 "5%"
-row 32 32 1 30 "5%"
+row 32 32 1 120 "5%"
