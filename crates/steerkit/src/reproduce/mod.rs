@@ -3,7 +3,7 @@
 //! An [`Experiment`] is data (`experiments/ID.toml`): panels, the axes of each, a line for every combination, and the
 //! paper's numbers. [`run`] makes the vectors that its lines name and measures them with the machinery of training and
 //! evaluation; every vector and every measurement has a file of its own in the folder, named by a hash of what decides it,
-//! so that a run that was interrupted goes on where it stopped. [`write`] gives tables, figures and a page.
+//! so that a run that was interrupted goes on where it stopped. [`write()`] gives tables, figures and a page.
 
 mod cost;
 mod experiment;
