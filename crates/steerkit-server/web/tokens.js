@@ -22,14 +22,17 @@ export function canShade(request, { promptIds, tokenIds, steering }) {
 
 const ranked = (top) => Object.entries(top ?? {}).sort((a, b) => b[1] - a[1]).slice(0, 10);
 
-/** Tokens as text. One that is a part of a character is called `bytes:\xe2`; the last of its parts gets the character. */
+/**
+ * Tokens as text. One that is a part of a character is called `bytes:\xe2`; the last of its parts gets the character, and a
+ * character that the text ends within is the replacement character, as in the reply.
+ */
 export function tokenTexts(names) {
   const decoder = new TextDecoder();
   const encoder = new TextEncoder();
-  return names.map((name) => {
+  return names.map((name, i) => {
     const parts = /^bytes:((?:\\x[0-9a-f]{2})+)$/.exec(name)?.[1].slice(2).split('\\x');
     const bytes = parts ? Uint8Array.from(parts, (hex) => parseInt(hex, 16)) : encoder.encode(name);
-    return decoder.decode(bytes, { stream: true });
+    return decoder.decode(bytes, { stream: i + 1 < names.length });
   });
 }
 

@@ -13,6 +13,7 @@ test('scores are joined from the first token of the reply on', () => {
 
 test('parts of a character are put together', () => {
   assert.deepEqual(tokenTexts(['a', 'bytes:\\xf0\\x9f', 'bytes:\\x99\\x82', ' bytes:', 'é']), ['a', '', '🙂', ' bytes:', 'é']);
+  assert.deepEqual(tokenTexts(['a', 'bytes:\\xe2']), ['a', '\ufffd'], 'a reply that ends within a character');
 });
 
 test('scores that do not cover the reply are refused', () => {
