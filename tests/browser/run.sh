@@ -6,6 +6,11 @@
 #   tests/browser/run.sh STEERKIT [MODEL VECTORS]               against `steerkit serve`, by default on a tiny model
 #   STEERKIT_URL=http://127.0.0.1:8080 tests/browser/run.sh     against a server that runs, with a vector
 set -eu
+# Paths of the caller hold after the change of folder.
+for path in "$@"; do
+    shift
+    set -- "$@" "$(realpath "$path")"
+done
 cd "$(dirname "$0")"
 [ -d node_modules/axe-core ] && [ -d node_modules/playwright-core ] ||
     npm install --no-audit --no-fund --no-package-lock --ignore-scripts
