@@ -104,7 +104,8 @@ mod tests {
     use std::path::Path;
 
     /// Of every family: what is kept and what is computed again give the same bits, and the estimate is within 15% of
-    /// the memory that tensors really took. Buffers that wait for a tensor of their width take at most a share more.
+    /// the memory that tensors really took. Buffers that wait for a tensor of their width take at most a share more, the
+    /// largest in these small models: 1.26 times the peak with a gradient and 1.46 without, which is the smaller pass.
     #[test]
     fn estimates_are_near_the_peak_of_every_family() {
         let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/families");
@@ -129,7 +130,7 @@ mod tests {
                 let pass = Pass::from_residual(0, &h_td, &pack);
                 let reading = decoder.score(&pass).unwrap();
                 let [measured, held] = decoder.backend.measured_bytes();
-                println!("{}: reading holds {:.3}", file.display(), held as f64 / measured as f64);
+                assert!(held <= measured / 2 * 3, "{}: reading holds {held} of {measured}", file.display());
                 let estimate = F32 * c.reading(rows, scored);
                 near(estimate, measured, &format!("{}: reading", file.display()));
                 decoder.backend = Cpu::new(Precision::F32);
@@ -137,7 +138,11 @@ mod tests {
                 assert_eq!(logps, reading);
                 gradients.push(vjp(&vec![0.25; scored], Vec::new()).unwrap().start_td);
                 let [measured, held] = decoder.backend.measured_bytes();
-                println!("{}: gradient holds {:.3}", file.display(), held as f64 / measured as f64);
+                assert!(
+                    held <= measured / 10 * 13,
+                    "{}: gradient holds {held} of {measured}",
+                    file.display()
+                );
                 let [forward, back] = c.gradient(kept_gates, 1, 0, rows, scored);
                 let estimate = F32 * forward.max(back);
                 near(estimate, measured, &format!("{}: gradient, {kept_gates} kept", file.display()));

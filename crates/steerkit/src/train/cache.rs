@@ -312,7 +312,7 @@ impl PairCache {
                     let rows = pair.rows() * growing.d * number_bytes(policy.stored);
                     let rows = made.split_off(..rows).expect("the rows of the pair");
                     let mut reference = PairLogps::from_numbers(ranks::from_bytes(reference));
-                    growing.add(pair, rows, reference.next().unwrap_or_default(), observer)?;
+                    growing.add(pair, rows, reference.next().expect("two numbers"), observer)?;
                 }
             }
             observer.event(Event::Caching { split, done: run.end, total: all.len() });
