@@ -301,17 +301,22 @@ fn group(groups: &mut Vec<Group>, keys: &BTreeMap<String, String>, measured: &Me
     }
 }
 
-/// Every group of the method `against` over every other group with the same questions; where some of those agree in
-/// all columns but the method, over these only.
+/// Columns that say where vectors act: others at the same place are compared, where there are such.
+const PLACE: [&str; 4] = ["model", "layer", "layers", "scope"];
+
+/// Every group of the method `against` over every other group with the same questions. In a column in which the other
+/// method has several values, and in those of [`PLACE`], only equal ones are compared, where there are such.
 fn contrasts(groups: &[Group], against: &str, bootstrap: Bootstrap) -> Vec<Contrast> {
     let (firsts, others): (Vec<&Group>, Vec<&Group>) =
         groups.iter().partition(|g| g.keys.get("method").is_some_and(|m| m == against));
     let mut all = Vec::new();
     for over in others {
-        // What a method does not depend on is no difference.
+        // What a method does not depend on, or was not varied in, is no difference.
+        let of_method = |g: &&Group| g.keys.get("method") == over.keys.get("method") && comparable(g, over);
+        let varies = |key: &str| groups.iter().filter(of_method).any(|g| g.keys[key] != over.keys[key]);
         let same = |key: &str, value: &String| {
             let other = &over.keys[key];
-            key == "method" || other == value || other == "-"
+            key == "method" || other == value || other == "-" || !(PLACE.contains(&key) || varies(key))
         };
         let alike = |of: &Group| of.keys.iter().all(|(key, value)| same(key, value));
         let some_alike = firsts.iter().any(|of| alike(of) && comparable(of, over));
@@ -487,6 +492,29 @@ mod tests {
 
     fn strength(toward: &[f64], away: &[f64]) -> Strength {
         Strength { at: "equal norm".into(), multiplier: 2.0, toward: toward.into(), away: away.into() }
+    }
+
+    #[test]
+    fn both_of_two_optimisers_are_compared_with_a_method_that_has_one_setting() {
+        let with = |method: &str, steps: &str, toward: &[f64]| {
+            let mut group = group_of(method, "3", toward, &[0.0; 3]);
+            group.keys.insert("steps".into(), steps.into());
+            group
+        };
+        let groups = [
+            with("bipo", "8", &[4.0; 3]),
+            with("bipo", "32", &[2.0; 3]),
+            with("mean-diff", "8", &[1.0; 3]),
+            with("reps", "8", &[1.0; 3]),
+            with("reps", "32", &[1.0; 3]),
+        ];
+        let all = contrasts(&groups, "bipo", Bootstrap::default());
+        let of = |method: &str| -> Vec<[&str; 2]> {
+            let of_method = all.iter().filter(|c| c.over["method"] == method);
+            of_method.map(|c| [c.of["steps"].as_str(), c.over["steps"].as_str()]).collect()
+        };
+        assert_eq!(of("mean-diff"), [["8", "8"], ["32", "8"]]);
+        assert_eq!(of("reps"), [["8", "8"], ["32", "32"]]);
     }
 
     fn group_of(method: &str, layer: &str, toward: &[f64], away: &[f64]) -> Group {
