@@ -12,10 +12,11 @@ use steerkit_model::prompting::Prompting;
 use steerkit_model::{Model, ModelError, ModelIdentity, Sampling};
 
 use crate::data::PreferencePair;
+use crate::eval::shading::side_by_side;
 use crate::eval::{AnswerRequest, answer};
 use crate::extract::mean_difference;
 use crate::recipe::Precision;
-use crate::report::{Answer, Comparison};
+use crate::report::Comparison;
 use crate::text_stats::{Bootstrap, Estimate};
 use crate::train::cache::{CachePolicy, CacheRequest, PairCache};
 use crate::train::observer::{Halt, Observer};
@@ -263,13 +264,7 @@ fn answers(
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     })?;
-    let rows = request.questions.iter().zip(got.completions).map(|(question, row)| Comparison {
-        question: (*question).to_owned(),
-        answers: std::iter::zip(request.answered_at, row)
-            .map(|(&multiplier, completion)| Answer { multiplier, text: completion.text })
-            .collect(),
-    });
-    Ok(rows.collect())
+    side_by_side(model, &got.asked(request.questions), cancel)
 }
 
 /// 0 where one of the two is zero.

@@ -88,7 +88,7 @@ const THREE: [&str; 3] = ["BiPO", "CAA", "Freeform"];
 /// An experiment, and of some of its panels the place, an axis, and its values in the paper.
 type Axes = (&'static str, usize, &'static str, &'static [&'static str]);
 
-const AXES: [Axes; 37] = [
+const AXES: [Axes; 39] = [
     ("t1", 0, "multiplier", &["-1.0", "0.0", "1.0"]),
     ("t4", 0, "method", &["CAA", "Freeform", "BiPO"]),
     ("t4", 0, "multiplier", &["0.0", "1.0"]),
@@ -124,6 +124,8 @@ const AXES: [Axes; 37] = [
     ("fig8", 0, "multiplier", &["-2.0", "-1.5", "-1.0", "0.0", "1.0", "1.5", "2.0"]),
     ("fig9", 0, "layer", &["13", "14", "15", "16", "17", "19", "25"]),
     ("fig9", 1, "epochs", &["5", "10", "20", "40"]),
+    ("curves", 0, "method", &["BiPO", "CAA", "Freeform", "random", "system prompt"]),
+    ("curves", 0, "multiplier", &NINE),
     ("complexity", 0, "method", &["BiPO", "uni-directional", "CAA", "Freeform", "DPO-LoRA"]),
     ("sensitivity", 0, "pairs", &["clean", "noisy-20%", "noisy-40%", "few", "narrow", "mismatched"]),
 ];
@@ -147,7 +149,7 @@ fn every_experiment_has_the_papers_axes_and_no_missing_cell() {
             assert!(folder.join(file).is_file(), "{id}: {file}");
         }
         let report = std::fs::read_to_string(folder.join("report.html")).unwrap();
-        assert!(!report.contains("<script"), "{id}");
+        assert!(!report.contains(" src=") && report.matches("<script").count() == 1, "{id}");
     }
     assert!(cells > 600, "{cells}");
     let results = read(&dir.path().join("fig1/results.json"));
@@ -159,9 +161,22 @@ fn every_experiment_has_the_papers_axes_and_no_missing_cell() {
     for cell in results["panels"][0]["cells"].as_array().unwrap() {
         assert!(cell["at"]["multiplier"] != 0.0 || cell["value"] == 0.0, "{cell}");
     }
-    for figure in ["behaviours-1.svg", "behaviours-4.svg", "behaviours-1-paper.svg"] {
+    for figure in ["behaviours-1.svg", "behaviours-1.png", "behaviours-4.svg", "behaviours-1-paper.png"] {
         assert!(dir.path().join("fig1").join(figure).is_file(), "{figure}");
     }
+}
+
+#[test]
+fn a_sentence_has_one_strength_for_each_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let (results, _) = run("curves", &setup(), dir.path());
+    let cells = results["panels"][0]["cells"].as_array().unwrap();
+    let of = |multiplier: f64| {
+        let at = json!({"behaviour": "formality", "method": "system prompt", "multiplier": multiplier});
+        cells.iter().find(|cell| cell["at"] == at).unwrap()["value"].as_f64().unwrap()
+    };
+    assert_eq!((of(0.0), of(0.5), of(-0.5)), (0.0, of(2.0), of(-2.0)));
+    assert!(of(2.0) != of(-2.0) && of(2.0) != 0.0, "{} {}", of(2.0), of(-2.0));
 }
 
 #[test]

@@ -30,7 +30,7 @@ The folder gets results.json, table.txt, .md, .csv and .tex, figures, report.htm
 as it was run. docs/reproduce.md describes each one."
 )]
 pub(crate) struct ReproduceArgs {
-    /// The experiment: t1 .. t15, fig1 .. fig9, complexity, sensitivity; or `list`
+    /// The experiment: t1 .. t15, fig1 .. fig9, curves, complexity, sensitivity; or `list`
     #[arg(value_name = "ID|list")]
     pub(crate) id: String,
     /// The model: a .gguf file, a Hugging Face folder, or the name of a pulled model
@@ -48,7 +48,7 @@ pub(crate) struct ReproduceArgs {
     /// Folder with a folder of pairs for each behaviour
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub(crate) data_root: PathBuf,
-    /// A set or benchmark of its own place: NAME=PATH, with a behaviour, mmlu, truthfulqa or attacks for NAME (repeatable)
+    /// Where a set or benchmark lies: NAME=PATH, NAME being a behaviour, mmlu, truthfulqa or attacks (repeatable)
     #[arg(long, value_name = "NAME=PATH")]
     pub(crate) data: Vec<Place>,
     /// Test questions of each set at most [default: the paper's number, or all]

@@ -16,10 +16,11 @@ use steerkit_model::prompting::Prompting;
 use steerkit_model::{Model, Sampling};
 
 use crate::data::PreferencePair;
+use crate::eval::shading::side_by_side;
 use crate::eval::{AnswerRequest, Answers, SurfacePoint, answer, surface_points};
 use crate::files::write_atomic;
 use crate::recipe::{Draft, Recipe};
-use crate::report::{Answer, Comparison};
+use crate::report::Comparison;
 use crate::surface::SurfaceMetric;
 use crate::train::{EvalPoint, Event, Outcome, Start, train_from};
 use crate::{Result, SteerError};
@@ -130,8 +131,8 @@ pub fn run(
     let surface = surface_points(model, &answers, SurfaceMetric::Formality, cancel)?;
     phases.push(("read", reading.elapsed().as_secs_f64()));
 
-    let shown: Vec<Comparison> =
-        test.iter().take(SHOWN).enumerate().map(|(q, pair)| comparison(q, pair, &answers)).collect();
+    let questions: Vec<&str> = test.iter().take(SHOWN).map(|pair| pair.prompt.as_str()).collect();
+    let shown = side_by_side(model, &answers.asked(&questions), cancel)?;
     let demo = Demo {
         seconds: began.elapsed().as_secs_f64(),
         phases,
@@ -144,8 +145,7 @@ pub fn run(
     let report = page.report(model, &recipe, &outcome, &demo)?;
     write_atomic(&demo.report, report.html().as_bytes())?;
     for chart in report.charts() {
-        let path = outcome.folder.join(format!("{}.svg", chart.id));
-        write_atomic(&path, chart.standalone_svg().as_bytes())?;
+        chart.save(&outcome.folder)?;
     }
     Ok(Demo { seconds: began.elapsed().as_secs_f64(), ..demo })
 }
@@ -213,23 +213,6 @@ fn answers(
         },
         false => error,
     })
-}
-
-fn comparison(q: usize, pair: &PreferencePair, answers: &Answers) -> Comparison {
-    let answer = |m: usize| Answer {
-        multiplier: answers.multipliers[m],
-        text: shown_text(&answers.completions[q][m].text, answers.completions[q][m].tokens.len()),
-    };
-    Comparison {
-        question: pair.prompt.clone(),
-        answers: (0..answers.multipliers.len()).map(answer).collect(),
-    }
-}
-
-/// An answer that was cut off says so.
-fn shown_text(text: &str, tokens: usize) -> String {
-    let text = text.trim();
-    if tokens < MAX_TOKENS { text.to_owned() } else { format!("{text} …") }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use steerkit_model::prompting::Prompting;
 use steerkit_model::{Completion, Model, Request, Sampling};
 
+use super::shading::Asked;
 use crate::{Result, SteeringPlan, SteeringVector};
 
 /// What to answer, and how.
@@ -38,6 +39,16 @@ impl Answers {
     /// Texts of the answers at the multiplier with index `m`, in the order of the questions.
     pub fn texts(&self, m: usize) -> Vec<&str> {
         self.completions.iter().map(|row| row[m].text.as_str()).collect()
+    }
+
+    /// The questions with what a report needs of their answers.
+    pub(crate) fn asked<'a>(&'a self, questions: &[&'a str]) -> Vec<Asked<'a>> {
+        let of = |((&question, prompt), row): ((&&'a str, &'a Vec<u32>), &'a Vec<Completion>)| Asked {
+            question,
+            prompt,
+            answers: self.multipliers.iter().copied().zip(row).collect(),
+        };
+        questions.iter().zip(&self.prompts).zip(&self.completions).map(of).collect()
     }
 }
 

@@ -11,13 +11,14 @@ use steerkit_model::{Completion, Finish, Request, Sampling};
 use super::findings::{Cell, Findings, Style, Table};
 use super::perplexity::perplexity;
 use super::scoring::{ContinuationScores, Prompted, score, score_under};
+use super::shading::{Asked, side_by_side};
 use super::stats::{mean, mean_difference};
 use super::subject::{Progress, Subject, Watch};
 use super::{percentile, stats};
 use crate::Result;
 use crate::data::records;
 use crate::refusal::refuses;
-use crate::report::{Answer, Axis, Chart, Comparison, Point, Reference, Series, TickFormat};
+use crate::report::{Axis, Chart, Comparison, Point, Reference, Series, TickFormat};
 use crate::text_stats::{Estimate, distinct_n, median, repetition_share, words};
 
 /// Questions about everyday things, in our own words.
@@ -181,7 +182,7 @@ pub fn measure_damage(spec: &DamageSpec, subject: &Subject<'_>, watch: &mut Watc
         point.perplexity_ratio = point.perplexity / of_perplexity;
         point.distinct_3_ratio = point.distinct_3 / of_distinct;
     }
-    Ok(Damage { points, data, answers: comparisons(&prompts, subject, &answers) })
+    Ok(Damage { points, data, answers: comparisons(&prompts, &asked, subject, &answers)? })
 }
 
 /// The answers: `[strength][prompt]`.
@@ -286,19 +287,26 @@ fn prompts(path: Option<&Path>) -> Result<(Vec<String>, Option<Source>)> {
     Ok((prompts, Some((path.to_owned(), records.sha256))))
 }
 
-fn comparisons(prompts: &[String], subject: &Subject<'_>, answers: &[Vec<Completion>]) -> Vec<Comparison> {
-    let answer = |s: usize, i: usize| Answer {
-        multiplier: subject.steerings[s].multiplier,
-        text: match answers[s][i].finish {
-            Finish::Length => format!("{} …", answers[s][i].text.trim()),
-            _ => answers[s][i].text.trim().to_owned(),
-        },
-    };
-    let comparison = |(i, question): (usize, &String)| Comparison {
-        question: question.clone(),
-        answers: (0..answers.len()).map(|s| answer(s, i)).collect(),
-    };
-    prompts.iter().take(SHOWN).enumerate().map(comparison).collect()
+/// The first questions with their answers.
+fn comparisons(
+    prompts: &[String],
+    asked: &[Prompted],
+    subject: &Subject<'_>,
+    answers: &[Vec<Completion>],
+) -> Result<Vec<Comparison>> {
+    let multipliers = subject.multipliers();
+    let shown: Vec<Asked<'_>> = prompts
+        .iter()
+        .zip(asked)
+        .take(SHOWN)
+        .enumerate()
+        .map(|(i, (question, text))| Asked {
+            question,
+            prompt: &text.prompt,
+            answers: multipliers.iter().zip(answers).map(|(&m, row)| (m, &row[i])).collect(),
+        })
+        .collect();
+    side_by_side(subject.model, &shown, subject.cancel)
 }
 
 /// Runs the evaluation.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use steerkit_model::{Completion, Request};
 
 use super::findings::{Cell, Findings, Style, Table};
+use super::shading::{Asked, side_by_side};
 use super::stats::{mean, mean_difference};
 use super::subject::{Progress, Subject, Watch};
 use crate::ask::{AskError, Asker, Estimate as Cost, Ledger};
@@ -37,6 +38,8 @@ pub struct Judging<'a> {
 pub(crate) struct Answered {
     /// The questions.
     pub(crate) questions: Vec<String>,
+    /// The tokens of their prompts.
+    prompts: Vec<Vec<u32>>,
     /// `[strength][question]`.
     pub(crate) answers: Vec<Vec<Completion>>,
 }
@@ -49,7 +52,7 @@ impl Answered {
         max_tokens: usize,
         watch: &mut Watch<'_>,
     ) -> Result<Self> {
-        let mut requests = Vec::new();
+        let (mut requests, mut prompts) = (Vec::new(), Vec::new());
         for (i, question) in questions.iter().enumerate() {
             let prompt = subject.prompting.prompt(question)?;
             let shape = subject.shape(question, prompt.len())?;
@@ -60,6 +63,7 @@ impl Answered {
                 let edits = steering.plan.edits(subject.model.config(), &shape)?;
                 requests.push(Request { prompt: prompt.clone(), edits, max_tokens, ..Request::default() });
             }
+            prompts.push(prompt);
         }
         let (total, mut done) = (requests.len(), 0);
         let completions = subject.model.generate(requests, BATCH, &mut |event| {
@@ -70,7 +74,7 @@ impl Answered {
         })?;
         let n = subject.steerings.len();
         let of = |s: usize| completions.iter().skip(s).step_by(n).cloned().collect();
-        Ok(Self { answers: (0..n).map(of).collect(), questions })
+        Ok(Self { answers: (0..n).map(of).collect(), questions, prompts })
     }
 
     /// A number of every answer: `[strength][question]`.
@@ -79,17 +83,29 @@ impl Answered {
         self.answers.iter().map(of).collect()
     }
 
-    /// The first answers side by side; hidden ones as `hidden` shows them.
-    pub(crate) fn shown(&self, subject: &Subject<'_>, hidden: bool) -> Vec<Comparison> {
-        let answer = |s: usize, i: usize| Answer {
-            multiplier: subject.steerings[s].multiplier,
-            text: text_of(&self.answers[s][i].text, hidden),
+    /// The first answers side by side; hidden ones by their length.
+    pub(crate) fn shown(&self, subject: &Subject<'_>, hidden: bool) -> Result<Vec<Comparison>> {
+        let multipliers = subject.multipliers();
+        let count = self.questions.len().min(SHOWN);
+        let answers = |i: usize| multipliers.iter().zip(&self.answers).map(move |(&m, row)| (m, &row[i]));
+        if hidden {
+            let answer = |(multiplier, completion): (f64, &Completion)| Answer {
+                multiplier,
+                text: text_of(&completion.text, true),
+                shades: Vec::new(),
+            };
+            let comparison = |i: usize| Comparison {
+                question: self.questions[i].clone(),
+                answers: answers(i).map(answer).collect(),
+            };
+            return Ok((0..count).map(comparison).collect());
+        }
+        let asked = |i: usize| Asked {
+            question: &self.questions[i],
+            prompt: &self.prompts[i],
+            answers: answers(i).collect(),
         };
-        let comparison = |i: usize| Comparison {
-            question: self.questions[i].clone(),
-            answers: (0..self.answers.len()).map(|s| answer(s, i)).collect(),
-        };
-        (0..self.questions.len().min(SHOWN)).map(comparison).collect()
+        side_by_side(subject.model, &(0..count).map(asked).collect::<Vec<_>>(), subject.cancel)
     }
 
     /// One line of JSON per answer.

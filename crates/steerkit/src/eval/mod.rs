@@ -20,6 +20,7 @@ mod prompt_set;
 mod safety;
 pub mod scoring;
 mod sentinel;
+pub(crate) mod shading;
 mod spec;
 pub mod stats;
 mod subject;

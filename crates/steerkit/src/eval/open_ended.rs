@@ -113,7 +113,7 @@ pub(super) fn run(spec: &OpenEndedSpec, subject: &Subject<'_>, watch: &mut Watch
             .into_iter()
             .collect(),
         notes,
-        answers: answered.shown(subject, spec.redact),
+        answers: answered.shown(subject, spec.redact)?,
         data: vec![(data.path, data.sha256)],
         files: vec![("answers.jsonl".into(), answered.lines(subject, "", judged, spec.redact))],
         failure: verdict.failure,

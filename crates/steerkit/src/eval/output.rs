@@ -58,8 +58,8 @@ fn hashes(findings: &Findings, setting: &Setting) -> Vec<(String, String)> {
     setting.hashes.iter().cloned().chain(data).collect()
 }
 
-/// Writes `results.json`, `evaluation.toml`, `table.csv`, `table.md`, a CSV for each further table, an SVG for each
-/// figure, and `report.html` into `folder`.
+/// Writes `results.json`, `evaluation.toml`, `table.csv`, `table.md`, a CSV for each further table, each figure as
+/// SVG and PNG, and `report.html` into `folder`.
 ///
 /// # Errors
 /// Those of the file system.
@@ -75,7 +75,7 @@ pub fn write(folder: &Path, spec: &EvalSpec, findings: &Findings, setting: &Sett
     }
     put("table.md", &findings.tables.iter().map(Table::markdown).collect::<Vec<_>>().join("\n"))?;
     for (chart, _) in findings.charts.iter().filter(|(chart, _)| !chart.is_empty()) {
-        put(&format!("{}.svg", chart.id), &chart.standalone_svg())?;
+        chart.save(folder)?;
     }
     findings.files.iter().try_for_each(|(name, text)| put(name, text))?;
     put("report.html", &page(spec, findings, setting).html())?;
@@ -94,6 +94,7 @@ fn page(spec: &EvalSpec, findings: &Findings, setting: &Setting) -> Page {
             about: spec.about.clone(),
             charts: findings.charts.clone(),
             tables: findings.tables.iter().map(page_table).collect(),
+            ..Section::default()
         }],
         behavior: "the behaviour".into(),
         answers: findings.answers.clone(),

@@ -157,7 +157,7 @@ impl<'c> Course<'c> {
     }
 
     /// What is the same in all findings here.
-    fn findings(&self, set: &PromptSet, mut done: Vec<Done>) -> Findings {
+    fn findings(&self, set: &PromptSet, mut done: Vec<Done>) -> Result<Findings> {
         let first = done.iter().find_map(|round| round.verdict.judged.as_ref());
         let mut notes = first.map(Judged::notes).unwrap_or_default();
         if self.subject.judging.is_none() {
@@ -170,15 +170,16 @@ impl<'c> Course<'c> {
             let judged = round.verdict.judged.as_ref();
             round.answered.lines(self.subject, round.name, judged, self.redact)
         });
-        Findings {
+        let shown = done.iter().map(|round| round.answered.shown(self.subject, self.redact));
+        Ok(Findings {
             tables: first.and_then(Judged::reference_table).into_iter().collect(),
-            answers: done.iter().flat_map(|round| round.answered.shown(self.subject, self.redact)).collect(),
+            answers: shown.collect::<Result<Vec<_>>>()?.concat(),
             data: vec![(set.path.clone(), set.sha256.clone())],
             files: vec![("answers.jsonl".into(), files.collect())],
             notes,
             failure: done.iter_mut().find_map(|round| round.verdict.failure.take()),
             ..Findings::default()
-        }
+        })
     }
 }
 
@@ -263,7 +264,7 @@ pub(super) fn attack(spec: &AttackSpec, subject: &Subject<'_>, watch: &mut Watch
         true => "attack success by the judge",
         false => "share of answers that do not refuse by wording",
     };
-    let mut findings = course.findings(&set, done);
+    let mut findings = course.findings(&set, done)?;
     findings.tables.insert(0, table);
     findings.lead = leads.join(" ");
     findings.charts.push(figure("attack-success", label, series));
@@ -369,7 +370,7 @@ pub(super) fn over_refusal(
     );
     let judge: Value = done[0].verdict.judged.as_ref().map_or(Value::Null, Judged::results);
     let results = json!({"layout": set.layout, "prompts": drawn.len(), "refused": refused, "judge": judge});
-    let mut findings = course.findings(&set, done);
+    let mut findings = course.findings(&set, done)?;
     findings.tables.insert(0, table);
     findings.lead = leads.join(" ");
     findings.charts.push(chart);

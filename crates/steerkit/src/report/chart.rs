@@ -5,9 +5,12 @@
 //! tell apart), in dash and in the shape of their marks.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use super::escape::escape;
 use super::scale::{Scale, TickFormat};
+use crate::Result;
+use crate::files::write_atomic;
 
 /// Width of the drawing in its own units; it scales to the width it is given.
 const WIDTH: f64 = 480.0;
@@ -22,12 +25,17 @@ const MAX_MARKS: usize = 40;
 /// Values beyond this are left out like NaN: no axis could show them beside others.
 const MAX_VALUE: f64 = 1e30;
 
+/// Series that differ in colour, dash and mark.
+pub(super) const COLOURS: usize = 6;
+
 /// Colours of the light page.
 pub(super) const LIGHT: &str = "--paper:#fff;--ink:#1b1f24;--muted:#59636e;--grid:#e3e7eb;--axis:#8b949e;\
-    --series-0:#0072b2;--series-1:#d55e00;--series-2:#007f5f;--series-3:#a2478b";
+    --series-0:#0072b2;--series-1:#d55e00;--series-2:#007f5f;--series-3:#a2478b;\
+    --series-4:#7a6a00;--series-5:#56606b";
 /// Colours of the dark page.
 pub(super) const DARK: &str = "--paper:#15191e;--ink:#e6e9ec;--muted:#9da7b1;--grid:#2c333a;--axis:#6e7781;\
-    --series-0:#56b4e9;--series-1:#f0883e;--series-2:#3fc79a;--series-3:#e08fc4";
+    --series-0:#56b4e9;--series-1:#f0883e;--series-2:#3fc79a;--series-3:#e08fc4;\
+    --series-4:#d9c84a;--series-5:#b6bfc9";
 /// Rules for the classes that a chart uses; the page that holds charts includes them once.
 pub(super) const RULES: &str = "\
 .chart{display:block;width:100%;height:auto;font-family:system-ui,-apple-system,\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif;font-size:13px}
@@ -41,10 +49,14 @@ pub(super) const RULES: &str = "\
 .chart .s1{--c:var(--series-1)}
 .chart .s2{--c:var(--series-2)}
 .chart .s3{--c:var(--series-3)}
+.chart .s4{--c:var(--series-4)}
+.chart .s5{--c:var(--series-5)}
 .chart .line{fill:none;stroke:var(--c);stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}
 .chart .s1 .line{stroke-dasharray:7 4}
 .chart .s2 .line{stroke-dasharray:2 4.5}
 .chart .s3 .line{stroke-dasharray:9 4 2 4}
+.chart .s4 .line{stroke-dasharray:14 5}
+.chart .s5 .line{stroke-dasharray:4 3}
 .chart .faint .line{stroke-width:1.25;stroke-dasharray:none;opacity:.4}
 .chart .band{fill:var(--c);opacity:.16}
 .chart .bar{fill:none;stroke:var(--c);stroke-width:1.5}
@@ -116,7 +128,7 @@ pub struct Reference {
     pub label: String,
 }
 
-/// A chart. Render it with [`Chart::svg`] or [`Chart::standalone_svg`].
+/// A chart. Render it with [`Chart::svg`], [`Chart::standalone_svg`] or [`Chart::png`].
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Chart {
     /// Short name in letters, digits and hyphens: the prefix of element ids in a page, and a file stem.
@@ -129,7 +141,7 @@ pub struct Chart {
     pub x: Axis,
     /// Vertical axis.
     pub y: Axis,
-    /// Lines; the fifth has the colour of the first.
+    /// Lines; the seventh has the colour of the first.
     pub series: Vec<Series>,
     /// A horizontal line to compare with.
     pub reference: Option<Reference>,
@@ -147,7 +159,22 @@ impl Chart {
             ":root{{{LIGHT}}}\n@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}\n\
              .chart .paper{{fill:var(--paper)}}\n{RULES}"
         );
-        Drawing::new(self).render(Some(&style))
+        self.styled_svg(&style)
+    }
+
+    /// The chart as a complete SVG file with a style sheet.
+    pub(super) fn styled_svg(&self, style: &str) -> String {
+        Drawing::new(self).render(Some(style))
+    }
+
+    /// Writes `ID.svg` and `ID.png` into `folder`.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        write_atomic(&folder.join(format!("{}.svg", self.id)), self.standalone_svg().as_bytes())?;
+        write_atomic(&folder.join(format!("{}.png", self.id)), &self.png())?;
+        Ok(())
     }
 
     /// True when no point can be drawn.
@@ -330,7 +357,7 @@ impl<'a> Drawing<'a> {
 
     fn open_series(&mut self, index: usize, series: &Series) {
         let faint = if series.faint { " faint" } else { "" };
-        self.put(format_args!("<g class=\"s{}{faint}\">\n", index % 4));
+        self.put(format_args!("<g class=\"s{}{faint}\">\n", index % COLOURS));
     }
 
     fn series(&mut self, index: usize, series: &Series) {
@@ -397,13 +424,15 @@ impl<'a> Drawing<'a> {
         format!("{} at {}{interval}", y(point.y), x(point.x))
     }
 
-    /// The mark of a series: circle, square, triangle, diamond.
+    /// The mark of a series: circle, square, triangle, diamond, triangle on its tip, cross.
     fn mark(&mut self, index: usize, x: f64, y: f64, tip: Option<&str>) {
-        let shape = match index % 4 {
+        let shape = match index % COLOURS {
             0 => "m-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
             1 => "m-4 -4h8v8h-8z",
             2 => "m0 -5.5l5 9h-10z",
-            _ => "m0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
+            3 => "m0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
+            4 => "m0 5.5l5 -9h-10z",
+            _ => "m-1.8 -5h3.6v3.2h3.2v3.6h-3.2v3.2h-3.6v-3.2h-3.2v-3.6h3.2z",
         };
         let tip = tip.map(|tip| format!("<title>{}</title>", escape(tip))).unwrap_or_default();
         self.put(format_args!("<path class=\"mark\" d=\"M{x:.1} {y:.1}{shape}\">{tip}</path>\n"));

@@ -2,20 +2,31 @@
 
 use std::fmt::Write;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
 use super::chart::{Chart, DARK, LIGHT, RULES};
 use super::escape::escape;
 use super::figures::{self, capitalized};
 use super::lead::{lead, surface_format};
 use super::number::{compact, duration};
 use super::scale::TickFormat;
-use super::{Comparison, Dose, Report, ReportProvenance, RunFacts};
+use super::{Comparison, Dose, Report, ReportProvenance, RunFacts, Shade};
 use crate::text_stats::Estimate;
 
 const STYLE: &str = include_str!("style.css");
+/// Makes tables sortable; the page is whole without it.
+const SCRIPT: &str = include_str!("sort.js");
 
-/// Nothing may be loaded or run: no script, no network; the page's own styles only.
-const POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'";
+/// Nothing may be loaded: no network; the page's own styles, and its one script by its hash.
+fn policy() -> String {
+    let sum = STANDARD.encode(Sha256::digest(SCRIPT));
+    format!(
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{sum}'; img-src data:; base-uri 'none'; \
+         form-action 'none'"
+    )
+}
 
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {
@@ -29,19 +40,21 @@ pub(super) fn page(report: &Report) -> String {
     damage(&mut out, report);
     training(&mut out, report);
     provenance(&mut out, &report.provenance);
-    out.push_str(END);
+    end(&mut out);
     out
 }
 
 /// The end of a page.
-pub(super) const END: &str = "</main>\n</body>\n</html>\n";
+pub(super) fn end(out: &mut String) {
+    put(out, format_args!("</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"));
+}
 
 /// The beginning of a page up to its lead, which is HTML; the header is left open.
 pub(super) fn head(title: &str, kicker: &str, lead: &str) -> String {
-    let title = escape(title);
+    let (title, policy) = (escape(title), policy());
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<title>{title}</title>\n<style>\n\
          :root{{color-scheme:light dark;--page:#f6f8fa;{LIGHT}}}\n\
@@ -90,7 +103,7 @@ fn facts(out: &mut String, run: &RunFacts) {
 pub(super) fn fact_list(out: &mut String, facts: &[(String, String)]) {
     out.push_str("<dl class=\"facts\">\n");
     for (name, value) in facts {
-        let class = if name == "Model" { " class=\"wide\"" } else { "" };
+        let class = if matches!(name.as_str(), "Model" | "Judge") { " class=\"wide\"" } else { "" };
         let (name, value) = (escape(name), escape(value));
         put(out, format_args!("<div{class}><dt>{name}</dt><dd>{value}</dd></div>\n"));
     }
@@ -283,6 +296,9 @@ pub(super) fn answers_of(out: &mut String, heading: &str, comparisons: &[Compari
             escape(heading)
         ),
     );
+    if comparisons.iter().flat_map(|comparison| &comparison.answers).any(|answer| !answer.shades.is_empty()) {
+        out.push_str(SHADING);
+    }
     for comparison in comparisons {
         put(
             out,
@@ -299,7 +315,7 @@ pub(super) fn answers_of(out: &mut String, heading: &str, comparisons: &[Compari
             };
             let text = match answer.text.trim() {
                 "" => "<p class=\"none\">(empty answer)</p>".to_string(),
-                text => format!("<p dir=\"auto\">{}</p>", escape(text)),
+                text => format!("<p dir=\"auto\">{}</p>", shaded(text, &answer.shades)),
             };
             put(
                 out,
@@ -313,6 +329,35 @@ pub(super) fn answers_of(out: &mut String, heading: &str, comparisons: &[Compari
         out.push_str("</div>\n</article>\n");
     }
     out.push_str("</section>\n");
+}
+
+/// What the shades mean.
+const SHADING: &str = "<p class=\"about\">Shades show what steering changed: tokens of an answer that it makes \
+    <span class=\"up2\">likelier</span> or <span class=\"down2\">less likely</span> than the plain model finds them, by at \
+    least 0.25, 1 or 2.5 nats. A pointer resting on one reads the change.</p>\n";
+
+/// A text with its tokens shaded; what follows them is as it is.
+fn shaded(text: &str, shades: &[Shade]) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    for shade in shades {
+        let Some(behind) = rest.strip_prefix(&shade.text) else { return escape(text) };
+        rest = behind;
+        let level = [0.25, 1.0, 2.5].iter().filter(|&&least| shade.change.abs() >= least).count();
+        let side = if shade.change > 0.0 { "up" } else { "down" };
+        match level {
+            0 => out.push_str(&escape(&shade.text)),
+            _ => put(
+                &mut out,
+                format_args!(
+                    "<span class=\"{side}{level}\" title=\"{:+.2} nats\">{}</span>",
+                    shade.change,
+                    escape(&shade.text)
+                ),
+            ),
+        }
+    }
+    out + &escape(rest)
 }
 
 pub(super) fn provenance(out: &mut String, provenance: &ReportProvenance) {

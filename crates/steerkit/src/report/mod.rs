@@ -1,8 +1,8 @@
 //! `report.html`: what a run did, as one page that opens without a network.
 //!
 //! [`Report`] is plain data, [`Report::html`] turns it into the page and [`Report::charts`] into single figures.
-//! The page holds no script and loads nothing; its charts are inline SVG; it follows the reader's light or dark
-//! setting, prints, and fits a phone. Text that a model or a data file wrote is escaped, and control characters in
+//! The page loads nothing; its one script sorts tables and may be absent; its charts are inline SVG; it follows the
+//! reader's light or dark setting, prints, and fits a phone. Text that a model or a data file wrote is escaped, and control characters in
 //! it are shown by name.
 
 mod chart;
@@ -13,6 +13,7 @@ mod html;
 mod lead;
 mod number;
 mod page;
+mod png;
 mod scale;
 mod transfer;
 
@@ -145,6 +146,19 @@ pub struct Answer {
     pub multiplier: f64,
     /// Its text.
     pub text: String,
+    /// Its beginning in pieces with what steering changed; none where it was not read again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shades: Vec<Shade>,
+}
+
+/// A piece of an answer: a token, or the tokens of a character.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shade {
+    /// Its text.
+    pub text: String,
+    /// Its log-probability under the steered model less that under the plain one, in nats.
+    pub change: f64,
 }
 
 /// How a run can be repeated and checked.
@@ -169,7 +183,7 @@ impl Report {
         html::page(self)
     }
 
-    /// The figures that have data, in the order of the page: each can be saved with [`Chart::standalone_svg`].
+    /// The figures that have data, in the order of the page: [`Chart::save`] writes one.
     pub fn charts(&self) -> Vec<Chart> {
         figures::all(self).into_iter().filter(|chart| !chart.is_empty()).collect()
     }

@@ -5,10 +5,10 @@ use std::fmt::Write;
 use super::chart::Chart;
 use super::escape::escape;
 use super::html;
-use super::{Comparison, ReportProvenance};
+use super::{Comparison, HeatMap, ReportProvenance};
 
-/// A page of facts, sections with figures and tables, answers, and provenance. As [`super::Report`], it holds no script,
-/// loads nothing and follows the reader's light or dark setting.
+/// A page of facts, sections with figures and tables, answers, and provenance. As [`super::Report`], it loads
+/// nothing and follows the reader's light or dark setting.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Page {
     /// What kind of page it is, above the title.
@@ -42,6 +42,8 @@ pub struct Section {
     pub charts: Vec<(Chart, String)>,
     /// Tables.
     pub tables: Vec<PageTable>,
+    /// A heat map, below the rest.
+    pub map: Option<HeatMap>,
 }
 
 /// A table of texts; the first column names the rows.
@@ -67,7 +69,7 @@ impl Page {
         }
         html::answers(&mut out, &self.answers, &self.behavior);
         html::provenance(&mut out, &self.provenance);
-        out.push_str("</main>\n</body>\n</html>\n");
+        html::end(&mut out);
         out
     }
 }
@@ -82,6 +84,9 @@ impl Section {
         }
         for table in &self.tables {
             table.html(out);
+        }
+        if let Some(map) = &self.map {
+            let _ = write!(out, "<figure class=\"scroll\">\n{}</figure>\n", map.svg());
         }
         out.push_str("</section>\n");
     }

@@ -17,7 +17,7 @@ fn sample() -> Report {
         perplexity: Some((6.0 + 14.0 * m.abs().powf(2.6)).into()),
         distinct_3: Some((0.93 - 0.09 * m * m).into()),
     });
-    let answer = |multiplier, text: &str| Answer { multiplier, text: text.into() };
+    let answer = |multiplier, text: &str| Answer { multiplier, text: text.into(), shades: Vec::new() };
     Report {
         run: RunFacts {
             behavior: "formality".into(),
@@ -54,7 +54,12 @@ fn sample() -> Report {
                 answers: vec![
                     answer(-1.0, "Okay, so olive oil's pretty chill: just stick it in a dark spot, and don't leave it by the stove or it'll go off."),
                     answer(0.0, "Store olive oil in a cool, dark place, away from heat and light.\n\n1. Keep the lid closed.\n2. Use it within six months."),
-                    answer(1.0, "Olive oil ought to be kept in a dark, cool place and used within six months, as light and heat will cause it to turn rancid."),
+                    Answer {
+                        shades: [("Olive oil", 0.1), (" ought", 3.2), (" to be", -0.3), (" kept <", -1.5)]
+                            .map(|(text, change)| Shade { text: text.into(), change })
+                            .to_vec(),
+                        ..answer(1.0, "Olive oil ought to be kept <in> a dark, cool place and used within six months.")
+                    },
                 ],
             },
             Comparison {
@@ -194,13 +199,30 @@ fn page_snapshots() {
 #[test]
 fn page_is_self_contained_and_inert() {
     let page = sample().html();
-    assert!(page.contains("content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:;"));
-    for loads in ["<script", "<link", "<img", "<iframe", "src=", "href=", "url(", "@import", "javascript:"] {
+    assert!(page.contains("content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-"));
+    // One script, ours, and nothing in the page can add another.
+    assert_eq!((page.matches("<script").count(), page.matches("</script>").count()), (1, 1));
+    let (_, script) = page.split_once("<script>").unwrap();
+    assert!(script.starts_with(include_str!("sort.js")), "nothing but the script follows the tag");
+    for loads in ["<link", "<img", "<iframe", "src=", "href=", "url(", "@import", "javascript:"] {
         assert!(!page.contains(loads), "{loads}");
     }
     // The only address is the name of the SVG vocabulary.
     assert_eq!(page.matches("://").count(), page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count());
     assert!(!page.contains('\u{202e}') && page.contains("[U+202E]backwards"));
+}
+
+#[test]
+fn tokens_are_shaded_by_what_changed() {
+    let page = sample().html();
+    assert!(page.contains(
+        "<p dir=\"auto\">Olive oil<span class=\"up3\" title=\"+3.20 nats\"> ought</span><span class=\"down1\" \
+         title=\"-0.30 nats\"> to be</span><span class=\"down2\" title=\"-1.50 nats\"> kept &lt;</span>in&gt; a dark"
+    ));
+    assert!(page.contains("Shades show"));
+    let mut plain = sample();
+    plain.answers.iter_mut().flat_map(|c| &mut c.answers).for_each(|answer| answer.shades.clear());
+    assert!(!plain.html().contains("Shades show"));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::ReportProvenance;
 use super::chart::{Axis, Chart, Series};
 use super::escape::escape;
 use super::figures::point;
-use super::html::{END, answers_of, gallery, head, provenance};
+use super::html::{answers_of, end, gallery, head, provenance};
 use super::number::compact;
 use super::scale::TickFormat;
 use crate::transfer::{MarginPoint, Side, Transfer};
@@ -30,7 +30,7 @@ impl Transfer {
             answers_of(&mut out, &heading, &side.answers, &self.vector);
         }
         provenance(&mut out, made);
-        out.push_str(END);
+        end(&mut out);
         out
     }
 

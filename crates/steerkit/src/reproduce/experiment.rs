@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::baseline::SystemSettings;
 use crate::{Result, SteerError, toml_text};
 
 /// The experiments that come with the program, in the paper's order: names and texts.
-const BUILT_IN: [(&str, &str); 21] = [
+const BUILT_IN: [(&str, &str); 22] = [
     ("t1", include_str!("../../../../experiments/t1.toml")),
     ("t4", include_str!("../../../../experiments/t4.toml")),
     ("t5", include_str!("../../../../experiments/t5.toml")),
@@ -25,6 +26,7 @@ const BUILT_IN: [(&str, &str); 21] = [
     ("fig7", include_str!("../../../../experiments/fig7.toml")),
     ("fig8", include_str!("../../../../experiments/fig8.toml")),
     ("fig9", include_str!("../../../../experiments/fig9.toml")),
+    ("curves", include_str!("../../../../experiments/curves.toml")),
     ("complexity", include_str!("../../../../experiments/complexity.toml")),
     ("sensitivity", include_str!("../../../../experiments/sensitivity.toml")),
 ];
@@ -198,7 +200,7 @@ impl Axis {
 pub struct Line {
     /// The set whose test questions are asked; its training pairs make the vector unless `vectors` is given.
     pub behaviour: String,
-    /// How the vector is made: a method of recipes, `icl`, `icl+bipo` or `dpo-lora`; `none` for the plain model.
+    /// How the vector is made: a method of recipes, `icl`, `icl+bipo`, `system-prompt` or `dpo-lora`; `none` for the plain model.
     pub method: Option<String>,
     /// Sets whose vectors are added, with weights, in place of the behaviour's own.
     pub vectors: Vec<Weighted>,
@@ -222,6 +224,9 @@ pub struct Line {
     pub name: Option<String>,
     /// Examples in the context.
     pub shots: usize,
+    /// The sentences of the method `system-prompt`.
+    #[serde(rename = "system-prompt", skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<SystemSettings>,
     /// What is measured.
     pub measure: Option<Measure>,
     /// The paper's numbers along the last axis; `nan` where it has none.
@@ -310,6 +315,7 @@ pub(super) fn method_name(method: &str) -> &str {
         "freeform" => "Freeform",
         "icl" => "ICL",
         "icl+bipo" => "ICL + vector",
+        "system-prompt" => "system prompt",
         "dpo-lora" => "DPO-LoRA",
         "none" => "initial",
         other => other,
@@ -361,6 +367,14 @@ impl Panel {
         }
         if self.kind == Kind::Steered && !self.multipliers.contains(&0.0) {
             return Err(format!("panel {:?}: expected 0, the plain model, among the multipliers", self.id));
+        }
+        let speechless = |line: &&Line| line.system_prompt.is_some() != (line.method() == "system-prompt");
+        if let Some(line) = self.lines.iter().find(speechless) {
+            return Err(format!(
+                "panel {:?}: found method {:?}; system-prompt.toward and .away go with the method system-prompt",
+                self.id,
+                line.method()
+            ));
         }
         let odd = |line: &&Line| !line.paper.is_empty() && line.paper.len() != self.width();
         if let Some(line) = self.lines.iter().find(odd) {

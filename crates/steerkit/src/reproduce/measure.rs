@@ -11,15 +11,14 @@ use steerkit_model::{Model, Prompting};
 use super::Made;
 use super::experiment::{Line, Measure, Panel};
 use super::setup::{Session, Setup};
-use crate::baseline::{Baseline, IclSettings, Prompts};
-use crate::data::{ColumnMap, PreferencePair, ReadOptions, read};
+use crate::data::ColumnMap;
 use crate::eval::judged::{Answered, Bench as JudgeBench, Judged, Verdict};
 use crate::eval::scoring::{Prompted, score, sum};
 use crate::eval::stats::mean;
 use crate::eval::{EvalSpec, PromptSet, Steering, Subject, Task, Watch, pairs};
 use crate::files::{sha256, sha256_of_file, write_atomic};
 use crate::judge::Rubric;
-use crate::objective::{Direction, PairLogps};
+use crate::objective::PairLogps;
 use crate::recipe::Recipe;
 use crate::refusal::refuses;
 use crate::report::Comparison;
@@ -129,6 +128,7 @@ impl Bench<'_> {
             "sign": panel.sign,
             "answers": panel.answers,
             "template": line.template,
+            "system-prompt": line.system_prompt,
             "shots": line.shots,
             "files": files.iter().map(|path| content(path)).collect::<Result<Vec<_>>>()?,
             "limit": setup.questions(panel),
@@ -147,8 +147,8 @@ impl Bench<'_> {
     }
 
     fn measure(&self, watch: &mut Watch<'_>) -> Result<Measured> {
-        if matches!(self.line.method(), "icl" | "icl+bipo") {
-            return self.in_context(watch);
+        if matches!(self.line.method(), "icl" | "icl+bipo" | "system-prompt") {
+            return self.prompted(watch);
         }
         match self.panel.measure(self.line) {
             Measure::Answers if self.session.judging.is_some() => self.judged(watch),
@@ -171,7 +171,7 @@ impl Bench<'_> {
     }
 
     /// The model under the vectors at each of `multipliers`.
-    fn subject(&self, multipliers: &[f64]) -> Result<Subject<'_>> {
+    pub(super) fn subject(&self, multipliers: &[f64]) -> Result<Subject<'_>> {
         let mut steerings = Vec::new();
         for &multiplier in multipliers {
             let mut plan = SteeringPlan::new();
@@ -198,7 +198,7 @@ impl Bench<'_> {
     }
 
     /// The test pairs of the line's behaviour.
-    fn test(&self, subject: &Subject<'_>) -> Result<pairs::Pairs> {
+    pub(super) fn test(&self, subject: &Subject<'_>) -> Result<pairs::Pairs> {
         pairs::read(subject, &self.setup.split_file(&self.line.behaviour, "test")?, &ColumnMap::default())
     }
 
@@ -254,7 +254,7 @@ impl Bench<'_> {
         }
         let count = if self.setup.quick { QUICK_SHOWN } else { SHOWN };
         let answered = Answered::write(subject, questions.take(count).collect(), self.tokens(), watch)?;
-        Ok(answered.shown(subject, false))
+        answered.shown(subject, false)
     }
 
     /// Log-probabilities of the test pairs under the model as it is.
@@ -280,7 +280,7 @@ impl Bench<'_> {
         notes.extend(said);
         let mut measured = self.measured(&what, scores.collect(), notes);
         measured.files.insert(data.path.display().to_string(), data.sha256);
-        measured.answers = if self.panel.answers { answered.shown(&subject, false) } else { Vec::new() };
+        measured.answers = if self.panel.answers { answered.shown(&subject, false)? } else { Vec::new() };
         Ok(measured)
     }
 
@@ -410,72 +410,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Examples in the context: the margins of the same responses behind them, over the plain prompt's.
-    fn in_context(&self, watch: &mut Watch<'_>) -> Result<Measured> {
-        let with_vector = self.line.method() == "icl+bipo";
-        let plain = self.subject(&[0.0])?;
-        let mut data = self.test(&plain)?;
-        let texts = pairs::tokens(&plain, &data.pairs, false, &mut data.notes)?;
-        let reference = logps(&plain, &texts, watch)?.remove(0);
-        let train = read(&self.setup.split_file(&self.line.behaviour, "train")?, &ReadOptions::default())?;
-        let examples: Vec<_> = train.pairs.iter().collect();
-        let mut notes = std::mem::take(&mut data.notes);
-        let mut values = Vec::new();
-        for &multiplier in &self.panel.multipliers {
-            if multiplier == 0.0 {
-                values.push(vec![Some(0.0); texts.len()]);
-                continue;
-            }
-            let direction = if multiplier > 0.0 { Direction::Toward } else { Direction::Away };
-            let shots = if with_vector { self.line.shots } else { multiplier.abs() as usize };
-            let prompted = self.behind_examples(&data.pairs, &examples, shots, direction, &mut notes)?;
-            let strengths = if with_vector { vec![0.0, multiplier] } else { vec![0.0] };
-            let subject = self.subject(&strengths)?;
-            let place = usize::from(with_vector && multiplier > 0.0);
-            let own = &logps(&subject, &prompted, watch)?[place];
-            values.push(own.iter().zip(&reference).map(|(a, &b)| Some(a.relative_to(b).margin())).collect());
-        }
-        let mut measured = self.measured(MARGIN, values, notes);
-        measured.files.insert(data.path.display().to_string(), data.sha256);
-        measured.files.insert(train.path.display().to_string(), train.sha256);
-        Ok(measured)
-    }
-
-    /// The pairs behind examples. A quick run takes as many as the model's context holds.
-    fn behind_examples(
-        &self,
-        asked: &[PreferencePair],
-        examples: &[&PreferencePair],
-        shots: usize,
-        direction: Direction,
-        notes: &mut Vec<String>,
-    ) -> Result<Vec<Prompted>> {
-        let behind = |shots: usize| {
-            let icl = Baseline::Icl(IclSettings { shots });
-            let prompts = Prompts::new(self.model, self.recipe, &icl, direction, examples)?;
-            let prompted = asked.iter().map(|pair| {
-                let (tokens, shape) = prompts.pair(pair, false)?;
-                let continuations = vec![tokens.chosen, tokens.rejected];
-                Ok(Prompted { prompt: tokens.prompt, shape, continuations })
-            });
-            prompted.collect::<Result<Vec<_>>>()
-        };
-        let mut fewer = shots;
-        loop {
-            match behind(fewer) {
-                Err(SteerError::Malformed { .. }) if self.setup.quick && fewer > 0 => fewer -= 1,
-                Ok(prompted) if fewer < shots => {
-                    notes.push(format!(
-                        "{fewer} of {shots} examples were shown: the model's context holds no more"
-                    ));
-                    return Ok(prompted);
-                }
-                done => return done,
-            }
-        }
-    }
-
-    fn measured(&self, what: &str, values: Vec<Vec<Option<f64>>>, notes: Vec<String>) -> Measured {
+    pub(super) fn measured(&self, what: &str, values: Vec<Vec<Option<f64>>>, notes: Vec<String>) -> Measured {
         Measured::of(what, &self.panel.multipliers, values, notes, self.setup.seed)
     }
 }
@@ -511,7 +446,11 @@ impl Measured {
 }
 
 /// Log-probabilities of both continuations of every text under every strength.
-fn logps(subject: &Subject<'_>, texts: &[Prompted], watch: &mut Watch<'_>) -> Result<Vec<Vec<PairLogps>>> {
+pub(super) fn logps(
+    subject: &Subject<'_>,
+    texts: &[Prompted],
+    watch: &mut Watch<'_>,
+) -> Result<Vec<Vec<PairLogps>>> {
     let scores = score(subject, texts, false, "reading pairs", watch)?;
     let of = |own: &Vec<crate::eval::scoring::ContinuationScores>| {
         own.iter().map(|both| PairLogps { chosen: sum(&both[0]), rejected: sum(&both[1]) }).collect()

@@ -9,6 +9,7 @@ mod cost;
 mod experiment;
 mod measure;
 mod output;
+mod prompted;
 mod results;
 mod setup;
 mod vectors;
@@ -160,7 +161,7 @@ impl Course<'_, '_> {
     /// What a line adds to the model.
     fn made(&mut self, panel: &Panel, line: &Line) -> Result<Made> {
         let method = match (line.method(), &self.setup.adapter) {
-            ("icl" | "none", _) => return Ok(Made::Vectors(Vec::new())),
+            ("icl" | "system-prompt" | "none", _) => return Ok(Made::Vectors(Vec::new())),
             ("dpo-lora", Some(path)) => {
                 return Ok(Made::Adapter(path.clone(), format!("the adapter is {}", path.display())));
             }

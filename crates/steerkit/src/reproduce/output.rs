@@ -49,8 +49,8 @@ pub fn results(
     })
 }
 
-/// Writes `results.json`, `experiment.toml` (the experiment as it was run), tables (`table.txt`, `.md`, `.csv`, `.tex`), an
-/// SVG for each figure, and `report.html` into `folder`.
+/// Writes `results.json`, `experiment.toml` (the experiment as it was run), tables (`table.txt`, `.md`, `.csv`, `.tex`), each figure
+/// as SVG and PNG, and `report.html` into `folder`.
 ///
 /// # Errors
 /// Those of the file system.
@@ -73,9 +73,8 @@ pub fn write(
     put("table.md", &tables.iter().map(Table::markdown).collect::<Vec<_>>().join("\n"))?;
     put("table.csv", &csv(&done.panels))?;
     put("table.tex", &tables.iter().map(latex).collect::<Vec<_>>().join("\n"))?;
-    let charts = || done.panels.iter().flat_map(charts);
-    for (chart, _) in charts() {
-        put(&format!("{}.svg", chart.id), &chart.standalone_svg())?;
+    for (chart, _) in done.panels.iter().flat_map(charts) {
+        chart.save(folder)?;
     }
     put("report.html", &page(experiment, setup, needs, done, command, &resolved).html())?;
     Ok(())
@@ -344,6 +343,7 @@ fn page(
         about: [std::slice::from_ref(&panel.what), &panel.notes[..]].concat().join(". "),
         charts: charts(panel),
         tables: tables(panel).iter().map(page_table).collect(),
+        map: None,
     };
     let mut notes = done.notes.clone();
     if done.panels.iter().any(PanelResults::has_paper) {

@@ -234,7 +234,7 @@ fn tabulate(spec: &Spec, jobs: &[Job], out: &Path) -> Result<Results> {
         ("results.md", rows.markdown()),
         ("results.txt", rows.text()),
         ("heat-map.svg", map.svg()),
-        ("report.html", page::page(&results, &map)),
+        ("report.html", page::page(&results, map).html()),
     ];
     for (name, text) in files {
         write_atomic(&out.join(name), text.as_bytes())?;
