@@ -322,8 +322,8 @@ fn bad_input_is_an_error() {
     assert!(message.contains("found no rows"), "{message}");
     let (message, _) = said(&spec("mmlu-5-shot", &data("choices/questions.jsonl")));
     assert!(message.contains("found 0 questions to show"), "{message}");
-    let (_, hint) = said(&spec("mmlu", &put("m.parquet", "PAR1")));
-    assert!(hint.contains("to_json"), "{hint}");
+    let (message, hint) = said(&spec("mmlu", &put("m.parquet", "PAR1")));
+    assert!(message.contains("whole Parquet file") && hint.contains("fetch"), "{message} {hint}");
     let wide = Steering::of_vector(&vector(1, vec![1.0; 32]), &[0.0, 1.0]).unwrap();
     let subject = Subject { steerings: wide, ..self::subject(&model, Vec::new()) };
     let error = eval::run(&spec("preference", &pairs(folder.path())), &subject, &mut |_| {}).unwrap_err();

@@ -111,6 +111,49 @@ fn fault_25_encodings() {
     }
 }
 
+/// The questions of the tiny models' tests as a Parquet file, with its columns named as those of a pair.
+fn parquet() -> (Vec<u8>, ReadOptions) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/choices/questions.parquet");
+    let [prompt, chosen, rejected] = ["question", "subject", "subject"].map(|name| Some(name.to_owned()));
+    let columns = ColumnMap { prompt, chosen, rejected };
+    (std::fs::read(path).unwrap(), ReadOptions { columns, ..ReadOptions::default() })
+}
+
+#[test]
+fn pairs_come_from_parquet_whatever_its_name() {
+    let (bytes, options) = parquet();
+    for name in ["train-00000-of-00001.parquet", "misnamed.csv"] {
+        let data = with(name, &bytes, &options).unwrap();
+        assert_eq!(data.pairs.len(), 8);
+        assert_eq!(data.pairs[0].prompt, "What makes yeast dough rise?");
+        assert_eq!(data.pairs[7].chosen, data.pairs[7].rejected);
+    }
+    let text = refused("columns.parquet", &bytes);
+    assert_says(&text, &["line 1: no chosen column", "subject"]);
+    let numbers = ColumnMap { chosen: Some("answer".into()), ..options.columns };
+    let error =
+        with("n.parquet", &bytes, &ReadOptions { columns: numbers, ..options }).unwrap_err().to_string();
+    assert_says(&error, &["line 1, key \"answer\"", "a number", "a string"]);
+}
+
+/// A damaged Parquet file is an error that names it, or rows: no panic comes through, and nothing hangs.
+#[test]
+fn parquet_damage() {
+    let (bytes, options) = parquet();
+    let outcome = |bytes: &[u8]| match with("damaged.parquet", bytes, &options) {
+        Ok(data) => assert!(data.pairs.len() <= 8),
+        Err(error) => assert!(error.to_string().contains("damaged.parquet"), "{error}"),
+    };
+    for cut in (4..bytes.len()).step_by(7) {
+        outcome(&bytes[..cut]);
+    }
+    for at in 4..bytes.len() {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= [0x01, 0x80, 0xff][at % 3];
+        outcome(&bytes);
+    }
+}
+
 #[test]
 fn fault_26_csv_damage() {
     assert_eq!(pairs("crlf.csv", CSV.replace('\n', "\r\n")).pairs, pairs("lf.csv", CSV).pairs);

@@ -88,7 +88,7 @@ const THREE: [&str; 3] = ["BiPO", "CAA", "Freeform"];
 /// An experiment, and of some of its panels the place, an axis, and its values in the paper.
 type Axes = (&'static str, usize, &'static str, &'static [&'static str]);
 
-const AXES: [Axes; 39] = [
+const AXES: [Axes; 41] = [
     ("t1", 0, "multiplier", &["-1.0", "0.0", "1.0"]),
     ("t4", 0, "method", &["CAA", "Freeform", "BiPO"]),
     ("t4", 0, "multiplier", &["0.0", "1.0"]),
@@ -127,7 +127,14 @@ const AXES: [Axes; 39] = [
     ("curves", 0, "method", &["BiPO", "CAA", "Freeform", "random", "system prompt"]),
     ("curves", 0, "multiplier", &NINE),
     ("complexity", 0, "method", &["BiPO", "uni-directional", "CAA", "Freeform", "DPO-LoRA"]),
-    ("sensitivity", 0, "pairs", &["clean", "noisy-20%", "noisy-40%", "few", "narrow", "mismatched"]),
+    ("complexity", 0, "model", &["tiny-llama-f32"]),
+    ("complexity", 1, "method", &["BiPO", "uni-directional", "CAA", "Freeform", "DPO-LoRA"]),
+    (
+        "sensitivity",
+        0,
+        "pairs",
+        &["clean", "noisy-20%", "noisy-40%", "few", "narrow", "mismatched", "synthetic"],
+    ),
 ];
 
 #[test]
@@ -319,10 +326,18 @@ fn the_cost_of_an_adapter_is_measured() {
     };
     // Four blocks of rank 8: queries 64 x 64, values 64 x 32.
     assert_eq!((of("DPO-LoRA", "parameters"), of("BiPO", "parameters")), (4.0 * 8.0 * (128.0 + 96.0), 64.0));
-    for quantity in ["operations (10^12)", "memory beside the model (MB)", "memory at 7B (MB)"] {
+    for quantity in ["operations (10^12)", "memory beside the model (MB)"] {
         assert!(of("DPO-LoRA", quantity) > of("BiPO", quantity), "{quantity}");
     }
     assert!(of("DPO-LoRA", "seconds") > 0.0 && of("DPO-LoRA", "seconds") != of("BiPO", "seconds"));
+
+    // A second model has rows of its own; the first one's are not measured again.
+    let setup =
+        Setup { also: vec![root().join("tests/data/tiny-llama-hf").to_str().unwrap().into()], ..setup() };
+    let (both, _) = run("complexity", &setup, dir.path());
+    assert_eq!(axis(&both["panels"][0], "model").len(), 2);
+    assert_eq!(both["panels"][0]["cells"].as_array().unwrap()[..cells.len()], cells[..]);
+    assert_eq!(both["missing"], 0);
 }
 
 #[test]

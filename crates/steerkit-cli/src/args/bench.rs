@@ -31,7 +31,7 @@ Example:
 pub(crate) struct BenchTrain {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Pairs, CSV or JSONL
+    /// Pairs, CSV, JSONL or Parquet
     #[arg(long, short, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Block after which the vector is added, counted from 0

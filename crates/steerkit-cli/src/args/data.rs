@@ -30,7 +30,7 @@ pub(crate) enum DataCommand {
 #[command(after_help = "\
 Examples:
   steerkit data check data/formality
-      A folder with train, valid and test (.jsonl or .csv).
+      A folder with train, valid and test (.jsonl, .csv or .parquet).
   steerkit data check pairs.csv --json
   steerkit data check data/brevity --length-is-behaviour")]
 pub(crate) struct DataCheck {
@@ -46,7 +46,7 @@ pub(crate) struct DataCheck {
 
 /// Convert pairs to JSONL
 ///
-/// Reads the authors' CSV layout (question, matching, not_matching), any CSV or JSONL whose columns you name, or
+/// Reads the authors' CSV layout (question, matching, not_matching), any CSV, JSONL or Parquet whose columns you name, or
 /// another project's layout, and writes one object with prompt, chosen and rejected per line. Rows are streamed; the file appears when it
 /// is complete.
 #[derive(Debug, Args)]

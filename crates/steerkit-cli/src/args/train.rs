@@ -21,7 +21,7 @@ use super::common::{DeviceArgs, PrecisionArg, multiplier, positive};
 #[command(after_help = "\
 Examples:
   steerkit train --model smollm2-135m --data pairs.csv --layer 15
-      Columns prompt, chosen, rejected (or question, matching, not_matching), CSV or JSONL.
+      Columns prompt, chosen, rejected (or question, matching, not_matching), CSV, JSONL or Parquet.
   steerkit train --model model.gguf --data train.csv --valid valid.csv --test test.csv --layer auto
       Chooses the best of four layers on the validation pairs, then measures on the test pairs.
   steerkit train --model model.gguf --data a.csv --preset paper --epochs 5 --set objective.beta=0.2
@@ -47,7 +47,7 @@ pub(crate) struct TrainArgs {
     /// A LoRA adapter on the model, a PEFT folder or a GGUF adapter, and how much of it [default weight: 1]; repeatable
     #[arg(long, value_name = "ADAPTER[=W]")]
     pub(crate) lora: Vec<String>,
-    /// Pairs to train on, CSV or JSONL; a folder is read as train, valid and test files
+    /// Pairs to train on, CSV, JSONL or Parquet; a folder is read as train, valid and test files
     #[arg(long, short, value_name = "FILE|DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Pairs to measure on while training and to choose the layer with [default: some training pairs held out]

@@ -174,7 +174,7 @@ pub(crate) struct VectorTransfer {
     /// The vector: a file, or the name of a run
     #[arg(long, value_name = "FILE|NAME")]
     pub(crate) vector: String,
-    /// Pairs of the vector's behaviour that it was not trained on, CSV or JSONL
+    /// Pairs of the vector's behaviour that it was not trained on, CSV, JSONL or Parquet
     #[arg(long, short, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// Pairs in another language [default: only 20 questions in German, to be answered]

@@ -89,6 +89,14 @@ impl<'m> Prompts<'m> {
         Ok(Self { prompting, turns })
     }
 
+    /// The tokens of a question behind such a prompt.
+    ///
+    /// # Errors
+    /// Those of [`Prompting::prompt`].
+    pub(crate) fn prompt(&self, question: &str) -> Result<Vec<u32>> {
+        Ok(self.prompting.prompt(question)?)
+    }
+
     /// The tokens of a pair behind such a prompt, and the shape of the prompt.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! The lines of a text file as checked UTF-8, with line numbers and byte offsets, and the hash of its bytes.
 
-use std::io::{BufRead, Chain, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::parquet::{MAGIC, ParquetLines};
 use crate::error::malformed;
-use crate::files::hex;
+use crate::files::{at, hex, sha256_of_file};
 use crate::{Result, SteerError};
 
 /// How much of the start is looked at to tell what a file is.
@@ -26,6 +27,8 @@ type Source = Box<dyn BufRead + Send>;
 pub(super) struct Lines {
     source: Chain<Cursor<Vec<u8>>, Source>,
     path: PathBuf,
+    /// The lines are the rows of a Parquet file.
+    parquet: bool,
     encoding: Encoding,
     head: Vec<u8>,
     hash: Sha256,
@@ -38,11 +41,27 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// [`Self::new`] of a file; the rows of a Parquet file are lines of JSON.
+    pub(super) fn open(path: &Path, max_line: usize) -> Result<Self> {
+        let file = fs_err::File::open(path)?;
+        let mut source = BufReader::with_capacity(1 << 16, file);
+        if !source.fill_buf()?.starts_with(MAGIC) {
+            return Self::new(Box::new(source), path, max_line);
+        }
+        let mut lines = Self::new(Box::new(ParquetLines::open(path)?), path, max_line)?;
+        lines.parquet = true;
+        Ok(lines)
+    }
+
     /// Looks at the start of `source`: byte order marks choose the encoding; files that are no text at all are
     /// refused by name. Lines of more than `max_line` bytes are refused when they come.
     pub(super) fn new(mut source: Source, path: &Path, max_line: usize) -> Result<Self> {
         let mut head = Vec::with_capacity(HEAD);
-        source.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
+        source
+            .by_ref()
+            .take(HEAD as u64)
+            .read_to_end(&mut head)
+            .map_err(|error| unreadable(path, 1, error))?;
         refuse_other_files(&head, path)?;
         let (encoding, mark) = match head.as_slice() {
             [0xEF, 0xBB, 0xBF, ..] => (Encoding::Utf8, 3),
@@ -56,6 +75,7 @@ impl Lines {
         Ok(Self {
             source: rest.chain(source),
             path: path.to_owned(),
+            parquet: false,
             encoding,
             head: head[mark..].to_vec(),
             hash,
@@ -69,6 +89,11 @@ impl Lines {
     /// The file, for errors.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the lines are the rows of a Parquet file.
+    pub(super) fn are_parquet(&self) -> bool {
+        self.parquet
     }
 
     /// The first character of the file that is no white space, as far as its start tells.
@@ -108,6 +133,9 @@ impl Lines {
 
     /// Reads what is left and gives the SHA-256 of the whole file in lower-case hex.
     pub(super) fn finish(mut self) -> Result<String> {
+        if self.parquet {
+            return sha256_of_file(&self.path).map_err(|error| at(&self.path, error).into());
+        }
         loop {
             let bytes = self.source.fill_buf()?;
             if bytes.is_empty() {
@@ -123,7 +151,10 @@ impl Lines {
     fn raw_line(&mut self) -> Result<bool> {
         self.raw.clear();
         loop {
-            let bytes = self.source.fill_buf()?;
+            let bytes = match self.source.fill_buf() {
+                Ok(bytes) => bytes,
+                Err(error) => return Err(unreadable(&self.path, self.number + 1, error)),
+            };
             if bytes.is_empty() {
                 break;
             }
@@ -230,6 +261,20 @@ impl Lines {
     }
 }
 
+/// An error while line `number` was read: of the file system, or of a Parquet file's contents.
+fn unreadable(path: &Path, number: u64, error: io::Error) -> SteerError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => malformed(
+            path,
+            format!("row {number}"),
+            error.to_string(),
+            "a whole Parquet file, compressed with Snappy or not at all",
+            "fetch the file again, or save it as JSONL",
+        ),
+        _ => error.into(),
+    }
+}
+
 /// Index in `bytes` of the last byte of a UTF-16 line feed; `before` are the bytes of the line so far.
 fn end_of_utf16_line(before: &[u8], bytes: &[u8], feed: [u8; 2]) -> Option<usize> {
     let byte = |i: usize| if i < before.len() { before[i] } else { bytes[i - before.len()] };
@@ -243,12 +288,11 @@ fn end_of_utf16_line(before: &[u8], bytes: &[u8], feed: [u8; 2]) -> Option<usize
 
 /// Refuses what is no text but turns up under the name of a data file.
 fn refuse_other_files(head: &[u8], path: &Path) -> Result<()> {
-    const SIGNS: [(&[u8], &str, &str); 8] = [
+    const SIGNS: [(&[u8], &str, &str); 7] = [
         (b"version https://git-lfs", "a git-LFS pointer", "fetch the file itself: git lfs pull"),
         (b"\x1f\x8b", "gzip data", "decompress it first"),
         (b"\x28\xb5\x2f\xfd", "zstd data", "decompress it first"),
         (b"PK\x03\x04", "a zip archive or spreadsheet", "export it as CSV or JSONL"),
-        (b"PAR1", "a Parquet file", "export it as CSV or JSONL"),
         (b"<!DOCTYPE", "an HTML page", "download the raw file"),
         (b"<html", "an HTML page", "download the raw file"),
         (b"\xff\xfe\0\0", "UTF-32 text", "save it as UTF-8"),

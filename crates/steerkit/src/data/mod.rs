@@ -1,9 +1,10 @@
 //! Preference data: reading pairs, checking them, splitting and sampling them.
 //!
-//! Two layouts are read, both UTF-8 (with or without byte order mark) or UTF-16 with byte order mark:
+//! Three layouts are read, the first two in UTF-8 (with or without byte order mark) or UTF-16 with byte order mark:
 //! - CSV with a header row, cells quoted as in RFC 4180; the authors' files have the columns `question`,
 //!   `matching`, `not_matching`; further columns are ignored;
-//! - JSONL, one object per line: `{"prompt": "...", "chosen": "...", "rejected": "..."}` or the authors' names.
+//! - JSONL, one object per line: `{"prompt": "...", "chosen": "...", "rejected": "..."}` or the authors' names;
+//! - Parquet with the same columns, uncompressed or with Snappy, as Hugging Face's data sets come.
 //!
 //! Text is taken as it stands: nothing is trimmed, and what looks like a control token (`<|im_end|>`,
 //! `[/INST]`) stays plain text. The one change: a line end `\r\n` inside a quoted CSV cell becomes `\n`, so that
@@ -18,6 +19,7 @@ mod grams;
 mod import;
 mod jsonl;
 mod note;
+mod parquet;
 mod read;
 mod records;
 mod split;
@@ -30,6 +32,7 @@ pub use import::{Import, Layout};
 pub use note::{Note, NoteKind};
 pub use read::{ColumnMap, Format, ReadOptions, Reader, read};
 pub use records::{Record, Records, records};
+pub(crate) use split::ENDS;
 pub use split::{Splits, sample};
 
 /// One prompt with a response that shows the target behaviour and one that shows its opposite.

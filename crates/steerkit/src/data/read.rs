@@ -1,7 +1,7 @@
 //! Reading preference pairs, one by one or all at once.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ const ROLES: [(&str, &[&str]); 3] = [
     ("rejected", &["rejected", "not_matching"]),
 ];
 
-/// The layouts of a data file.
+/// The layouts of a text file. (A Parquet file is told by its first bytes, and its rows are read as JSON lines.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -140,8 +140,7 @@ impl Reader {
     /// # Errors
     /// As [`read`].
     pub fn open(path: &Path, options: &ReadOptions) -> Result<Self> {
-        let file = fs_err::File::open(path)?;
-        Self::new(Box::new(BufReader::with_capacity(1 << 16, file)), path, options)
+        Self::of_lines(Lines::open(path, max_row(options))?, options)
     }
 
     /// Reads from `source`; `path` names it in errors, and its extension gives the format unless the options do.
@@ -149,20 +148,23 @@ impl Reader {
     /// # Errors
     /// As [`read`].
     pub fn new(source: Box<dyn BufRead + Send>, path: &Path, options: &ReadOptions) -> Result<Self> {
+        Self::of_lines(Lines::new(source, path, max_row(options))?, options)
+    }
+
+    fn of_lines(mut lines: Lines, options: &ReadOptions) -> Result<Self> {
         let max_cell = options.max_cell_bytes;
-        let max_row = max_cell.saturating_mul(4).saturating_add(1 << 16);
-        let mut lines = Lines::new(source, path, max_row)?;
-        let rows = match options.format.unwrap_or_else(|| format_of(path, &lines)) {
+        let format = options.format.filter(|_| !lines.are_parquet());
+        let rows = match format.unwrap_or_else(|| format_of(&lines)) {
             Format::Jsonl => Rows::Jsonl { text: String::new() },
             Format::Csv => {
-                let mut rows = CsvRows::new(max_cell, max_row);
+                let mut rows = CsvRows::new(max_cell, max_row(options));
                 let mut headers = Vec::new();
                 let line = rows.next(&mut lines, &mut headers)?.ok_or_else(|| {
                     let hint = "the first row names the columns: prompt,chosen,rejected";
                     lines.error("line 1", "an empty file", "a header row", hint)
                 })?;
                 let names: Vec<&str> = headers.iter().map(String::as_str).collect();
-                let columns = columns_of(path, line, &names, &options.columns)?;
+                let columns = columns_of(lines.path(), line, &names, &options.columns)?;
                 Rows::Csv { rows, headers, columns }
             }
         };
@@ -234,10 +236,16 @@ impl Iterator for Reader {
     }
 }
 
+/// The most bytes of a row.
+fn max_row(options: &ReadOptions) -> usize {
+    options.max_cell_bytes.saturating_mul(4).saturating_add(1 << 16)
+}
+
 /// By extension, else by the first character.
-pub(super) fn format_of(path: &Path, lines: &Lines) -> Format {
-    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+pub(super) fn format_of(lines: &Lines) -> Format {
+    let extension = lines.path().extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
     match extension.as_deref() {
+        _ if lines.are_parquet() => Format::Jsonl,
         Some("jsonl" | "ndjson" | "json") => Format::Jsonl,
         Some("csv") => Format::Csv,
         _ if matches!(lines.first_char(), Some('{' | '[')) => Format::Jsonl,

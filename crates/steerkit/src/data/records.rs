@@ -1,6 +1,5 @@
-//! Rows of any CSV or JSONL file by the names of their columns.
+//! Rows of any CSV, JSONL or Parquet file by the names of their columns.
 
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -40,11 +39,9 @@ pub struct Record {
 /// # Errors
 /// A file that cannot be read, breaks its format, or has no rows.
 pub fn records(path: &Path, header: Option<&[&str]>) -> Result<Records> {
-    let file = fs_err::File::open(path)?;
-    let source = Box::new(BufReader::with_capacity(1 << 16, file));
     let max_row = 4 * MAX_CELL;
-    let mut lines = Lines::new(source, path, max_row)?;
-    let rows = match format_of(path, &lines) {
+    let mut lines = Lines::open(path, max_row)?;
+    let rows = match format_of(&lines) {
         Format::Csv => csv_rows(&mut lines, header, max_row)?,
         Format::Jsonl => jsonl_rows(&mut lines)?,
     };

@@ -38,8 +38,9 @@ impl Splits {
             return Ok(Self { train: read(path, options)?, valid: None, test: None });
         }
         let Some(train) = split_file(path, &["train"])? else {
-            let hint = "a data folder holds train.jsonl or train.csv, and valid and test beside it";
-            return Err(malformed(path, "folder", "no training set", "train.jsonl or train.csv", hint));
+            let hint =
+                "a data folder holds train.jsonl, train.csv or train.parquet, and valid and test beside it";
+            return Err(malformed(path, "folder", "no training set", "train.jsonl, .csv or .parquet", hint));
         };
         let open = |file: Option<PathBuf>| file.map(|file| read(&file, options)).transpose();
         let mut splits = Self {
@@ -81,10 +82,12 @@ impl Splits {
     }
 }
 
+/// What a data file's name may end in.
+pub(crate) const ENDS: [&str; 3] = ["jsonl", "csv", "parquet"];
+
 /// The one file of a split.
 fn split_file(folder: &Path, names: &[&str]) -> Result<Option<PathBuf>> {
-    let files =
-        names.iter().flat_map(|name| ["jsonl", "csv"].map(|end| folder.join(format!("{name}.{end}"))));
+    let files = names.iter().flat_map(|name| ENDS.map(|end| folder.join(format!("{name}.{end}"))));
     let mut files: Vec<PathBuf> = files.filter(|file| file.is_file()).collect();
     if files.len() > 1 {
         let found =

@@ -30,7 +30,7 @@ const SHOWN: usize = 4;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DamageSpec {
-    /// Prompts: CSV or JSONL with a column `prompt` or `question`. None: 60 built-in questions.
+    /// Prompts: CSV, JSONL or Parquet with a column `prompt` or `question`. None: 60 built-in questions.
     #[serde(default)]
     pub data: Option<PathBuf>,
     /// Prompts at most.

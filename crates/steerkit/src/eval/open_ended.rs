@@ -225,20 +225,18 @@ fn surface_table(points: &[SurfacePoint], behavior: &str) -> Table {
 /// The result in a sentence: the judge's where it is to be believed, else the margin of the references.
 fn lead(subject: &Subject<'_>, judged: Option<&Judged>, points: &[SurfacePoint], behavior: &str) -> String {
     let (first, last) = (0, points.len() - 1);
-    let [from, to] = [first, last].map(|s| points[s].multiplier);
+    let [from, to] = [first, last].map(|s| Style::Multiplier.write(points[s].multiplier));
     match judged.filter(|judged| judged.headline()) {
         Some(judged) => {
             let [low, high] = [first, last].map(|s| judged.mean(s, f64::from, subject.seed).value);
-            format!(
-                "{behavior}: the judge's mean score goes from {low:.2} at {from:+} to {high:.2} at {to:+}."
-            )
+            format!("{behavior}: the judge's mean score goes from {low:.2} at {from} to {high:.2} at {to}.")
         }
         None => {
             let metric = SurfaceMetric::for_behavior(behavior);
             let [low, high] = [first, last].map(|s| points[s].surface.value);
             let why = if judged.is_some() { "The judge's scores are no result; without them: " } else { "" };
             let unit = metric.unit();
-            format!("{why}{} goes from {low:.2} at {from:+} to {high:.2} at {to:+} ({unit}).", metric.name())
+            format!("{why}{} goes from {low:.2} at {from} to {high:.2} at {to} ({unit}).", metric.name())
         }
     }
 }

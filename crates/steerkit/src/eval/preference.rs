@@ -22,7 +22,7 @@ use crate::train::{EvalPoint, Measured};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreferenceSpec {
-    /// Pairs: CSV or JSONL as for training, or Anthropic's or CAA's letters.
+    /// Pairs: CSV, JSONL or Parquet as for training, or Anthropic's or CAA's letters.
     #[serde(default)]
     pub data: Option<PathBuf>,
     /// Which columns hold prompt, chosen and rejected.

@@ -49,7 +49,7 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// Reads a CSV or JSONL file. A column `suffix` is taken along in every layout.
+    /// Reads a CSV, JSONL or Parquet file. A column `suffix` is taken along in every layout.
     ///
     /// # Errors
     /// Those of [`records`]; a row without a prompt.

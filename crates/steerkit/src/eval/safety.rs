@@ -310,11 +310,13 @@ fn attack_rows(table: &mut Table, round: &Done, wording: &[Rate], judge: Option<
 
 fn lead(round: &str, rates: &[Rate], by_judge: bool) -> String {
     let what = if by_judge { "attacks succeed (judge)" } else { "answers do not refuse (by wording)" };
-    let all: Vec<String> = rates
-        .iter()
-        .map(|r| format!("{} at {:+}", Style::Percent.write(r.rate.value), r.multiplier))
-        .collect();
+    let all: Vec<String> = rates.iter().map(at).collect();
     format!("{round}: {what} {}.", all.join(", "))
+}
+
+/// A rate and where it was found: `12.5% at +1`.
+fn at(rate: &Rate) -> String {
+    format!("{} at {}", Style::Percent.write(rate.rate.value), Style::Multiplier.write(rate.multiplier))
 }
 
 fn curve(label: &str, rates: &[Rate]) -> Series {
@@ -353,7 +355,6 @@ pub(super) fn over_refusal(
     let done = course.run(rounds, watch)?;
     let (table, refused) = refused(&course, &done[0], &drawn);
     let ends = |rates: &[Rate]| {
-        let at = |rate: &Rate| format!("{} at {:+}", Style::Percent.write(rate.rate.value), rate.multiplier);
         let mut ends = [0, subject.plain(), rates.len() - 1].map(|s| at(&rates[s])).to_vec();
         ends.dedup();
         ends.join(", ")

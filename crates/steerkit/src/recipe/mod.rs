@@ -197,7 +197,7 @@ pub enum Precision {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Pairs to train on (CSV or JSONL).
+    /// Pairs to train on (CSV, JSONL or Parquet).
     pub train: PathBuf,
     /// Pairs to measure on while training, and to choose the layer with.
     pub valid: Option<PathBuf>,

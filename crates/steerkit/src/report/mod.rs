@@ -2,8 +2,8 @@
 //!
 //! [`Report`] is plain data, [`Report::html`] turns it into the page and [`Report::charts`] into single figures.
 //! The page loads nothing; its one script sorts tables and may be absent; its charts are inline SVG; it follows the
-//! reader's light or dark setting, prints, and fits a phone. Text that a model or a data file wrote is escaped, and control characters in
-//! it are shown by name.
+//! reader's light or dark setting, prints, and fits a phone. Text that a model or a data file wrote is escaped, and
+//! control characters in it are shown by name.
 
 mod chart;
 pub(crate) mod escape;

@@ -99,20 +99,30 @@ impl PageTable {
             "<div class=\"panel scroll\"><table>\n<caption>{}</caption>\n<thead><tr>",
             escape(&self.caption)
         );
-        for column in &self.columns {
-            let _ = write!(out, "<th scope=\"col\">{}</th>", escape(column));
+        let class: Vec<&str> = (0..self.columns.len()).map(|at| self.class(at)).collect();
+        for (column, class) in self.columns.iter().zip(&class) {
+            let _ = write!(out, "<th scope=\"col\"{class}>{}</th>", escape(column));
         }
         out.push_str("</tr></thead>\n<tbody>\n");
         for row in &self.rows {
             out.push_str("<tr>");
             for (at, (text, small)) in row.iter().enumerate() {
-                let (open, close) = if at == 0 { ("<th scope=\"row\">", "</th>") } else { ("<td>", "</td>") };
+                let (open, close) = if at == 0 { ("<th scope=\"row\"", "</th>") } else { ("<td", "</td>") };
+                let class = class.get(at).copied().unwrap_or_default();
                 let small =
                     small.as_ref().map(|s| format!("<small>{}</small>", escape(s))).unwrap_or_default();
-                let _ = write!(out, "{open}{}{small}{close}", escape(text));
+                let _ = write!(out, "{open}{class}>{}{small}{close}", escape(text));
             }
             out.push_str("</tr>\n");
         }
         out.push_str("</tbody>\n</table></div>\n");
+    }
+    /// Columns of words begin at the left, those of numbers end at the right.
+    fn class(&self, column: usize) -> &'static str {
+        let is_word = |(text, _): &(String, Option<String>)| text.starts_with(char::is_alphabetic);
+        match self.rows.iter().filter_map(|row| row.get(column)).any(is_word) {
+            true => " class=\"words\"",
+            false => "",
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What making a vector takes, and what it would take on a model of 7B.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -111,7 +112,6 @@ impl Course<'_, '_> {
         let mut rows = Vec::new();
         for line in &panel.lines {
             self.begin(format!("cost: {}", super::words(panel, line)))?;
-            self.place.0 += 1;
             let (model, note) = self.models.of_line(line)?;
             self.note(note);
             self.identify(&model);
@@ -128,55 +128,76 @@ impl Course<'_, '_> {
         Ok(results)
     }
 
-    /// Each method beside BiPO, and a model of 7B.
+    /// Each method beside BiPO, on every model.
     pub(super) fn complexity(&mut self, panel: &Panel) -> Result<PanelResults> {
-        let mut rows = Vec::new();
-        let also = self.setup.also.len();
-        for line in &panel.lines {
-            self.begin(format!("cost: {}", super::words(panel, line)))?;
-            self.place.0 += 1;
-            let model = self.models.of_line(line)?.0;
-            self.identify(&model);
-            let measured = self.cost(panel, line, &model, None)?;
-            let total = model.parameters() as f64;
-            drop(model);
-            let error = self.prediction_error(panel, line, &measured, also)?;
-            rows.push(row(line, total, &measured, error)?);
-        }
+        let all = self.costs_of_all(panel)?;
+        let mut panel = panel.clone();
+        panel.lines = all.iter().map(|made| made.line.clone()).collect();
+        let rows: Vec<_> = all.iter().map(MadeHere::row).collect();
         let what = "parameters, operations, time and memory of one vector";
-        let mut results = PanelResults::quantities(panel, what, &rows);
-        results.notes.push(match also {
+        let mut results = PanelResults::quantities(&panel, what, &rows);
+        results.notes.push(
+            "operations are those of matrix products; memory is training's estimate of its peak, beside the model".into(),
+        );
+        Ok(results)
+    }
+
+    /// Each method on a model of 7B, from the rate on the largest model here.
+    pub(super) fn prediction(&mut self, panel: &Panel) -> Result<PanelResults> {
+        let all = self.costs_of_all(panel)?;
+        let mut rows = Vec::new();
+        for line in &panel.lines {
+            let own = || all.iter().filter(|made| made.line.method() == line.method());
+            let base = own().max_by_key(|made| made.total).expect("a line is measured");
+            let others: Vec<&Cost> =
+                own().filter(|made| made.line.slot != base.line.slot).map(|m| &m.cost).collect();
+            let error = match others[..] {
+                [] => base.cost.misses(&self.half(panel, line)?),
+                _ => others.iter().map(|other| base.cost.misses(other)).sum::<f64>() / others.len() as f64,
+            };
+            rows.push(at_large(line, &base.cost, error)?);
+        }
+        let mut results =
+            PanelResults::quantities(panel, "what one vector would take on a model of 7B", &rows);
+        results.notes.push(match self.setup.also.len() {
             0 => "the error of the predicted time is that of a second run on the same model with half of the pairs: \
                   --also MODEL measures it on models of other sizes"
                 .into(),
-            n => format!("the error of the predicted time is the mean over {n} further models, each from this model's rate"),
+            n => format!(
+                "the error of the predicted time: the mean over {n} models whose times are predicted from the largest one's rate"
+            ),
         });
         results.notes.push(format!(
-            "at 7B: Llama-2-7B's shape, block {PAPER_LAYER}, {PAPER_PAIRS} pairs as long as these; {PAPER_EPOCHS} epochs in steps \
-             of {PAPER_BATCH} where a method trains, {ADAPTER_EPOCHS} for DPO-LoRA (rank 8 on queries and values); at the operations \
-             per second that were measured here of each method"
+            "Llama-2-7B's shape, block {PAPER_LAYER}, {PAPER_PAIRS} pairs as long as these; {PAPER_EPOCHS} epochs in steps of \
+             {PAPER_BATCH} where a method trains, {ADAPTER_EPOCHS} for DPO-LoRA (rank 8 on queries and values); at the operations \
+             per second that were measured of each method on the largest model"
         ));
         Ok(results)
     }
 
-    /// How far the time of another run is from what the rate of `base` predicts, in per cent.
-    fn prediction_error(&mut self, panel: &Panel, line: &Line, base: &Cost, also: usize) -> Result<f64> {
-        let rate = base.operations / base.seconds;
-        let mut errors = Vec::new();
-        for slot in 1..=also {
-            let line = Line { slot, ..line.clone() };
-            let model = self.models.of_line(&line)?.0;
-            self.identify(&model);
-            let cost = self.cost(panel, &line, &model, None)?;
-            errors.push((cost.operations / rate / cost.seconds - 1.0).abs());
+    /// Every line of a panel on every model, one model after the other. What was measured is not measured again.
+    fn costs_of_all(&mut self, panel: &Panel) -> Result<Vec<MadeHere>> {
+        let mut all = Vec::new();
+        for slot in 0..=self.setup.also.len() {
+            for line in &panel.lines {
+                let mut line = Line { slot, ..line.clone() };
+                let model = self.models.of_line(&line)?.0;
+                self.identify(&model);
+                let name = short(slot.checked_sub(1).map_or(&self.setup.model, |i| &self.setup.also[i]));
+                self.begin(format!("cost: {} on {name}", line.method()))?;
+                line.model = Some(name);
+                let cost = self.cost(panel, &line, &model, None)?;
+                all.push(MadeHere { line, cost, total: model.parameters() });
+            }
         }
-        if also == 0 {
-            let model = self.models.of_line(line)?.0;
-            let pairs = (base_pairs(self.setup.quick) / 2).max(1);
-            let cost = self.cost(panel, line, &model, Some(pairs))?;
-            errors.push((cost.operations / rate / cost.seconds - 1.0).abs());
-        }
-        Ok(100.0 * errors.iter().sum::<f64>() / errors.len() as f64)
+        Ok(all)
+    }
+
+    /// A line with half of the pairs.
+    fn half(&mut self, panel: &Panel, line: &Line) -> Result<Cost> {
+        let model = self.models.of_line(line)?.0;
+        let pairs = if self.setup.quick { 8 } else { 32 };
+        self.cost(panel, line, &model, Some(pairs))
     }
 
     /// Makes the vector or adapter of a line anew, all of it, and measures that; a measurement is made once.
@@ -218,13 +239,37 @@ impl Course<'_, '_> {
     }
 }
 
-/// Pairs of the run that rates are taken from, at least.
-fn base_pairs(quick: bool) -> usize {
-    if quick { 16 } else { 64 }
+/// A model's name without its folder and `.gguf`.
+fn short(model: &str) -> String {
+    let name = Path::new(model).file_name().and_then(|name| name.to_str()).unwrap_or(model);
+    name.strip_suffix(".gguf").unwrap_or(name).to_owned()
 }
 
-/// The quantities of a method, on a model of `total` parameters.
-fn row(line: &Line, total: f64, cost: &Cost, error: f64) -> Result<Vec<Quantity>> {
+/// A line on a model of `total` parameters.
+struct MadeHere {
+    line: Line,
+    cost: Cost,
+    total: usize,
+}
+
+impl MadeHere {
+    fn row(&self) -> Vec<Quantity> {
+        let Cost { parameters, seconds, bytes, operations, .. } = self.cost;
+        let share = 100.0 * parameters as f64 / self.total as f64;
+        [parameters as f64, share, operations / 1e12, seconds, bytes as f64 / 1e6].map(exact).to_vec()
+    }
+}
+
+impl Cost {
+    /// By how many per cent the time of `other` is missed when it is predicted from the operations per second here.
+    fn misses(&self, other: &Cost) -> f64 {
+        let predicted = other.operations * self.seconds / self.operations;
+        100.0 * (predicted / other.seconds - 1.0).abs()
+    }
+}
+
+/// The quantities of a method on a model of 7B.
+fn at_large(line: &Line, cost: &Cost, error: f64) -> Result<Vec<Quantity>> {
     let (large, pairs) = (seven_b(), PAPER_PAIRS as f64);
     let at_batch = |mean: f64| (PAPER_BATCH as f64 * mean) as usize;
     let (rows, scored) = (at_batch(cost.rows), at_batch(cost.scored));
@@ -237,21 +282,9 @@ fn row(line: &Line, total: f64, cost: &Cost, error: f64) -> Result<Vec<Quantity>
         _ => (Some(PAPER_LAYER), PAPER_EPOCHS, large.gradient_bytes(PAPER_LAYER + 1, 0, rows, scored)),
     };
     let work = Work { read: pairs, passes: epochs as f64 * pairs, rows: cost.rows, scored: cost.scored };
-    let at_large = work.operations(&large, layer);
-    let parameters = cost.parameters as f64;
-    let rate = cost.operations / cost.seconds;
-    let row = [
-        parameters,
-        100.0 * parameters / total,
-        cost.operations / 1e12,
-        cost.seconds,
-        cost.bytes as f64 / 1e6,
-        error,
-        at_large / 1e12,
-        at_large / rate / 3600.0,
-        bytes as f64 / 1e6,
-    ];
-    Ok(row.map(exact).to_vec())
+    let operations = work.operations(&large, layer);
+    let hours = operations * cost.seconds / cost.operations / 3600.0;
+    Ok([operations / 1e12, hours, bytes as f64 / 1e6, error].map(exact).to_vec())
 }
 
 fn exact(value: f64) -> Quantity {

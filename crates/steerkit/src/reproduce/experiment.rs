@@ -131,8 +131,10 @@ pub enum Kind {
     Data,
     /// What making a vector takes.
     Cost,
-    /// What making a vector takes by each method, and what it would take on a model of 7B.
+    /// What making a vector takes by each method, on every model.
     Complexity,
+    /// What it would take on a model of 7B.
+    Prediction,
 }
 
 /// What is measured of a steered model.
@@ -224,7 +226,7 @@ pub struct Line {
     pub name: Option<String>,
     /// Examples in the context.
     pub shots: usize,
-    /// The sentences of the method `system-prompt`.
+    /// The sentences of the method `system-prompt` and of synthetic pairs.
     #[serde(rename = "system-prompt", skip_serializing_if = "Option::is_none")]
     pub system_prompt: Option<SystemSettings>,
     /// What is measured.
@@ -261,6 +263,8 @@ pub enum Pairs {
     Narrow,
     /// Every question has another one's answers.
     Mismatched,
+    /// The model's own answers behind the line's `system-prompt.toward` and `.away`.
+    Synthetic,
 }
 
 impl Pairs {
@@ -273,6 +277,7 @@ impl Pairs {
             Self::Few => "few",
             Self::Narrow => "narrow",
             Self::Mismatched => "mismatched",
+            Self::Synthetic => "synthetic",
         }
     }
 }
@@ -368,10 +373,12 @@ impl Panel {
         if self.kind == Kind::Steered && !self.multipliers.contains(&0.0) {
             return Err(format!("panel {:?}: expected 0, the plain model, among the multipliers", self.id));
         }
-        let speechless = |line: &&Line| line.system_prompt.is_some() != (line.method() == "system-prompt");
+        let speaks = |line: &Line| line.method() == "system-prompt" || line.pairs == Some(Pairs::Synthetic);
+        let speechless = |line: &&Line| line.system_prompt.is_some() != speaks(line);
         if let Some(line) = self.lines.iter().find(speechless) {
             return Err(format!(
-                "panel {:?}: found method {:?}; system-prompt.toward and .away go with the method system-prompt",
+                "panel {:?}: found method {:?}; system-prompt.toward and .away go with the method system-prompt and \
+                 with synthetic pairs",
                 self.id,
                 line.method()
             ));

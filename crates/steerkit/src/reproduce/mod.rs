@@ -9,6 +9,7 @@ mod cost;
 mod experiment;
 mod measure;
 mod output;
+mod pairs;
 mod prompted;
 mod results;
 mod setup;
@@ -75,7 +76,12 @@ pub fn run(
     fs_err::create_dir_all(out)?;
     let began = Instant::now();
     let models = Models::new(setup, session.options);
-    let total = experiment.panels.iter().map(|panel| 2 * panel.lines.len()).sum();
+    let steps = |panel: &Panel| match panel.kind {
+        Kind::Complexity | Kind::Prediction => (1 + setup.also.len()) * panel.lines.len(),
+        Kind::Steered => 2 * panel.lines.len(),
+        Kind::Data | Kind::Cost => panel.lines.len(),
+    };
+    let total = experiment.panels.iter().map(steps).sum();
     let mut course =
         Course { setup, session, out, models, watch, place: (0, total), done: Reproduction::default() };
     for panel in &experiment.panels {
@@ -120,6 +126,7 @@ impl Course<'_, '_> {
             Kind::Data => self.data(panel),
             Kind::Cost => self.costs(panel),
             Kind::Complexity => self.complexity(panel),
+            Kind::Prediction => self.prediction(panel),
         }
     }
 
@@ -169,11 +176,17 @@ impl Course<'_, '_> {
             (method, _) => method,
         };
         let model = self.models.of_vector(line)?;
-        let watch = &mut *self.watch;
-        let mut tell = |event: Event<'_>| watch(Progress::Training(event));
         let mut all = Vec::new();
         for Weighted { set, weight } in line.parts() {
             let order = Order { setup: self.setup, panel, line, set: &set, method, out: self.out };
+            let watch = &mut *self.watch;
+            if line.pairs == Some(Pairs::Synthetic) {
+                let mut tell = |progress: eval::Progress<'_>| watch(Progress::Measuring(progress));
+                let note = order.write_synthetic(&model, &mut tell, self.session.cancel)?;
+                self.note(Some(note));
+            }
+            let watch = &mut *self.watch;
+            let mut tell = |event: Event<'_>| watch(Progress::Training(event));
             if order.is_adapter() {
                 let (path, note) = order.adapter(&model, &mut tell, self.session.cancel)?;
                 return Ok(Made::Adapter(path, note));
@@ -241,7 +254,6 @@ impl Course<'_, '_> {
         let mut rows = Vec::new();
         for line in &panel.lines {
             self.begin(format!("counting {}", line.behaviour))?;
-            self.place.0 += 1;
             let mut row = Vec::new();
             for split in &panel.quantities {
                 let path = self.setup.split_file(&line.behaviour, split)?;

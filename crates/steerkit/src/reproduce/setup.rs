@@ -68,7 +68,7 @@ impl Setup {
     /// The file of a split of a set, if there is one.
     pub(super) fn split(&self, set: &str, split: &str) -> Option<PathBuf> {
         let folder = self.folder(set);
-        ["jsonl", "csv"]
+        crate::data::ENDS
             .map(|end| folder.join(format!("{split}.{end}")))
             .into_iter()
             .find(|path| path.is_file())
@@ -80,7 +80,10 @@ impl Setup {
     /// [`SteerError::Unfit`] when there is none.
     pub(super) fn split_file(&self, set: &str, split: &str) -> Result<PathBuf> {
         self.split(set, split).ok_or_else(|| SteerError::Unfit {
-            what: format!("{}: found no {split}.jsonl or {split}.csv", self.folder(set).display()),
+            what: format!(
+                "{}: found no {split}.jsonl, {split}.csv or {split}.parquet",
+                self.folder(set).display()
+            ),
             hint: missing_set(set),
         })
     }

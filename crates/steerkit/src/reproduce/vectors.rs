@@ -7,19 +7,17 @@ use std::sync::atomic::AtomicBool;
 use serde_json::json;
 use steerkit_model::Model;
 
-use super::experiment::{Line, Pairs, Panel};
+use super::experiment::{Line, Panel};
 use super::setup::{Setup, block};
-use crate::data::{Dataset, PreferencePair, ReadOptions, read};
-use crate::eval::stats::draw;
-use crate::files::{sha256, sha256_of_file, write_atomic};
+use crate::data::{ReadOptions, read};
+use crate::files::{sha256, sha256_of_file};
 use crate::optim::{AdamW, Optimiser, Warmup};
 use crate::recipe::{Draft, Method, Recipe};
-use crate::text_stats::words;
 use crate::train::{Observer, Outcome, Start, train_from};
 use crate::{Result, SteerError, SteeringVector};
 
 /// Training pairs, steps and pairs per step of a quick run.
-const QUICK: [usize; 3] = [16, 4, 4];
+pub(super) const QUICK: [usize; 3] = [16, 4, 4];
 /// By how much a quick run divides epochs.
 const QUICK_EPOCHS: usize = 5;
 
@@ -51,7 +49,7 @@ impl Order<'_> {
     pub(super) fn recipe(&self, model: &Model) -> Result<Recipe> {
         let Self { setup, panel, .. } = self;
         let mut draft = Draft::default();
-        let train = self.pairs()?;
+        let train = self.pairs(model)?;
         let preset = panel.preset.as_deref().unwrap_or(setup.preset.name());
         let texts = [
             ("preset", preset.to_owned()),
@@ -193,25 +191,6 @@ impl Order<'_> {
         );
         Ok((folder, note))
     }
-
-    /// The training file: the set's own, or one that was made of it.
-    pub(super) fn pairs(&self) -> Result<PathBuf> {
-        let file = self.setup.split_file(self.set, "train")?;
-        let altered = match self.line.pairs {
-            None | Some(Pairs::Clean) => return Ok(file),
-            Some(altered) => altered,
-        };
-        let data = read(&file, &ReadOptions::default())?;
-        let folder = self.out.join("pairs");
-        fs_err::create_dir_all(&folder)?;
-        let path = folder.join(format!("{}-{}.jsonl", self.set, altered.name()));
-        let lines = alter(&data, altered, self.setup.seed).into_iter().map(|pair| {
-            let line = json!({"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected});
-            format!("{line}\n")
-        });
-        write_atomic(&path, lines.collect::<String>().as_bytes())?;
-        Ok(path)
-    }
 }
 
 /// Trains in the recipe's folder, on from where an earlier run stopped.
@@ -227,84 +206,5 @@ fn trained(
             train_from(Start::Overwrite, model, recipe, observer, cancel)
         }
         done => done,
-    }
-}
-
-/// The pairs with what `how` says done to them.
-fn alter(data: &Dataset, how: Pairs, seed: u64) -> Vec<PreferencePair> {
-    let n = data.pairs.len();
-    let mut pairs = data.pairs.clone();
-    let share = |part: usize, of: usize| draw(n, (n * part).div_ceil(of), seed);
-    match how {
-        Pairs::Clean => pairs,
-        Pairs::Noisy20 | Pairs::Noisy40 => {
-            for i in share(if how == Pairs::Noisy20 { 1 } else { 2 }, 5) {
-                let pair = &mut pairs[i];
-                std::mem::swap(&mut pair.chosen, &mut pair.rejected);
-            }
-            pairs
-        }
-        Pairs::Few => share(1, 8).into_iter().map(|i| pairs[i].clone()).collect(),
-        Pairs::Narrow => narrow(&pairs, n.div_ceil(8)),
-        Pairs::Mismatched => {
-            let shift = 1 + n / 3;
-            let moved = |i: usize| {
-                let other = &data.pairs[(i + shift) % n];
-                PreferencePair { prompt: pairs[i].prompt.clone(), ..other.clone() }
-            };
-            (0..n).map(moved).collect()
-        }
-    }
-}
-
-/// The `count` pairs around the question that shares most words with its nearest ones.
-fn narrow(pairs: &[PreferencePair], count: usize) -> Vec<PreferencePair> {
-    let bags: Vec<std::collections::BTreeSet<String>> =
-        pairs.iter().map(|pair| words(&pair.prompt).into_iter().filter(|w| w.len() > 3).collect()).collect();
-    let likeness = |a: usize, b: usize| {
-        let common = bags[a].intersection(&bags[b]).count() as f64;
-        common / (bags[a].len() + bags[b].len()).max(1) as f64
-    };
-    let around = |centre: usize| {
-        let mut by: Vec<(f64, usize)> = (0..pairs.len())
-            .map(|i| (if i == centre { f64::INFINITY } else { likeness(centre, i) }, i))
-            .collect();
-        by.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        by.truncate(count);
-        by
-    };
-    let sum = |nearest: &[(f64, usize)]| nearest.iter().skip(1).map(|n| n.0).sum::<f64>();
-    let best = (0..pairs.len()).map(around).max_by(|a, b| sum(a).total_cmp(&sum(b))).unwrap_or_default();
-    let mut rows: Vec<usize> = best.into_iter().map(|n| n.1).collect();
-    rows.sort_unstable();
-    rows.into_iter().map(|i| pairs[i].clone()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pairs(n: usize) -> Dataset {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/wealth-seeking/train.jsonl");
-        let mut data = read(&path, &ReadOptions::default()).unwrap();
-        data.pairs.truncate(n);
-        data
-    }
-
-    #[test]
-    fn pairs_are_altered_as_their_names_say() {
-        let data = pairs(40);
-        let exchanged = |how| {
-            let altered = alter(&data, how, 3);
-            altered.iter().zip(&data.pairs).filter(|(a, b)| a.chosen == b.rejected).count()
-        };
-        assert_eq!((exchanged(Pairs::Noisy20), exchanged(Pairs::Noisy40)), (8, 16));
-        assert_eq!(alter(&data, Pairs::Few, 3).len(), 5);
-        let narrow = alter(&data, Pairs::Narrow, 3);
-        assert_eq!(narrow.len(), 5);
-        assert!(narrow.iter().all(|pair| data.pairs.contains(pair)));
-        let moved = alter(&data, Pairs::Mismatched, 3);
-        assert!(moved.iter().zip(&data.pairs).all(|(a, b)| a.prompt == b.prompt && a.chosen != b.chosen));
-        assert_eq!(alter(&data, Pairs::Clean, 3), data.pairs);
     }
 }

@@ -23,7 +23,7 @@ pub use read::Item;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChoiceSpec {
-    /// The questions: a CSV or JSONL file; a folder in MMLU's layout.
+    /// The questions: a CSV, JSONL or Parquet file; a folder in MMLU's layout.
     #[serde(default)]
     pub data: Option<PathBuf>,
     /// How the file holds its questions.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::{ChoiceColumns, ChoiceSpec, Layout};
+use crate::Result;
 use crate::data::{Record, Records, records};
 use crate::error::malformed;
-use crate::{Result, SteerError};
 
 /// One question.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +80,7 @@ struct MmluFiles {
     dev: Vec<PathBuf>,
 }
 
-/// The files of a set: a file itself; `test/` and `dev/` of Hendrycks' folder (or of `data/` in it); the JSONL files of a
+/// The files of a set: a file itself; `test/` and `dev/` of Hendrycks' folder (or of `data/` in it); the JSONL or Parquet files of a
 /// folder with `test` and `dev` in their names.
 fn mmlu_files(path: &Path) -> Result<MmluFiles> {
     if !path.is_dir() {
@@ -95,16 +95,12 @@ fn mmlu_files(path: &Path) -> Result<MmluFiles> {
             });
         }
     }
-    let named =
-        |part: &'static str| listed(path, move |name| name.ends_with(".jsonl") && name.contains(part));
+    let rows = |name: &str| name.ends_with(".jsonl") || name.ends_with(".parquet");
+    let named = |part: &'static str| listed(path, move |name| rows(name) && name.contains(part));
     let test = named("test")?;
     if test.is_empty() {
-        let parquet = listed(path, |name| name.ends_with(".parquet"))?;
-        if let Some(file) = parquet.first() {
-            return Err(parquet_refused(file));
-        }
-        let hint = "Hendrycks' folder has test/*_test.csv and dev/*_dev.csv; a folder of JSONL has *test*.jsonl and \
-                    *dev*.jsonl";
+        let hint = "Hendrycks' folder has test/*_test.csv and dev/*_dev.csv; a folder of JSONL or Parquet has *test* and \
+                    *dev*";
         return Err(malformed(path, "folder", "no file of questions", "MMLU's layout", hint));
     }
     Ok(MmluFiles { test, dev: named("dev")? })
@@ -126,20 +122,8 @@ fn listed(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>> 
     Ok(files)
 }
 
-fn parquet_refused(path: &Path) -> SteerError {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("FILE.parquet");
-    let to = name.replace(".parquet", ".jsonl");
-    let hint = format!(
-        "convert it: python -c \"import pandas; pandas.read_parquet('{name}').to_json('{to}', orient='records', lines=True)\""
-    );
-    malformed(path, "file", "Parquet", "CSV or JSONL", hint)
-}
-
 /// The rows of a file, which is put on the list.
 fn rows(path: &Path, header: Option<&[&str]>, files: &mut Vec<(PathBuf, String)>) -> Result<Records> {
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
-        return Err(parquet_refused(path));
-    }
     let records = records(path, header)?;
     files.push((path.to_owned(), records.sha256.clone()));
     Ok(records)
@@ -298,8 +282,23 @@ mod tests {
         let line = r#"{"subject": "tea", "question": "Tea?", "choices": ["x", "y"], "answer": 1}"#;
         let (_folder, path) = written("mmlu_test.jsonl", line);
         assert_eq!(mmlu(&path, &mut Vec::new()).unwrap()[0].answer, 1);
-        let error = mmlu(Path::new("test-0.parquet"), &mut Vec::new()).unwrap_err();
-        assert!(error.hint().unwrap().contains("test-0.jsonl"));
+    }
+
+    #[test]
+    fn a_parquet_file_has_the_questions_of_its_jsonl_file() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/choices");
+        let mut files = Vec::new();
+        let items = mmlu(&data.join("questions.parquet"), &mut files).unwrap();
+        assert_eq!(items, mmlu(&data.join("questions.jsonl"), &mut files).unwrap());
+        assert_eq!(items.len(), 8);
+        let bytes = std::fs::read(&files[0].0).unwrap();
+        assert_eq!(files[0].1, crate::files::sha256(&bytes), "the hash is the file's");
+        let folder = tempfile::tempdir().unwrap();
+        let [test, dev] =
+            ["test", "dev"].map(|part| folder.path().join(format!("{part}-00000-of-00001.parquet")));
+        [&test, &dev].iter().for_each(|path| std::fs::write(path, &bytes).unwrap());
+        let found = mmlu_files(folder.path()).unwrap();
+        assert_eq!((found.test, found.dev), (vec![test], vec![dev]));
     }
 
     #[test]
