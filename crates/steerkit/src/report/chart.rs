@@ -26,16 +26,16 @@ const MAX_MARKS: usize = 40;
 const MAX_VALUE: f64 = 1e30;
 
 /// Series that differ in colour, dash and mark.
-pub(super) const COLOURS: usize = 6;
+pub(super) const COLOURS: usize = 7;
 
 /// Colours of the light page.
 pub(super) const LIGHT: &str = "--paper:#fff;--ink:#1b1f24;--muted:#59636e;--grid:#e3e7eb;--axis:#8b949e;\
     --series-0:#0072b2;--series-1:#d55e00;--series-2:#007f5f;--series-3:#a2478b;\
-    --series-4:#7a6a00;--series-5:#56606b";
+    --series-4:#7a6a00;--series-5:#56606b;--series-6:#5747b5";
 /// Colours of the dark page.
 pub(super) const DARK: &str = "--paper:#15191e;--ink:#e6e9ec;--muted:#9da7b1;--grid:#2c333a;--axis:#6e7781;\
     --series-0:#56b4e9;--series-1:#f0883e;--series-2:#3fc79a;--series-3:#e08fc4;\
-    --series-4:#d9c84a;--series-5:#b6bfc9";
+    --series-4:#d9c84a;--series-5:#b6bfc9;--series-6:#b3a6ff";
 /// Rules for the classes that a chart uses; the page that holds charts includes them once.
 pub(super) const RULES: &str = "\
 .chart{display:block;width:100%;height:auto;font-family:system-ui,-apple-system,\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif;font-size:13px}
@@ -51,12 +51,14 @@ pub(super) const RULES: &str = "\
 .chart .s3{--c:var(--series-3)}
 .chart .s4{--c:var(--series-4)}
 .chart .s5{--c:var(--series-5)}
+.chart .s6{--c:var(--series-6)}
 .chart .line{fill:none;stroke:var(--c);stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}
 .chart .s1 .line{stroke-dasharray:7 4}
 .chart .s2 .line{stroke-dasharray:2 4.5}
 .chart .s3 .line{stroke-dasharray:9 4 2 4}
 .chart .s4 .line{stroke-dasharray:14 5}
 .chart .s5 .line{stroke-dasharray:4 3}
+.chart .s6 .line{stroke-dasharray:12 4 2 4 2 4}
 .chart .faint .line{stroke-width:1.25;stroke-dasharray:none;opacity:.4}
 .chart .band{fill:var(--c);opacity:.16}
 .chart .bar{fill:none;stroke:var(--c);stroke-width:1.5}
@@ -424,7 +426,7 @@ impl<'a> Drawing<'a> {
         format!("{} at {}{interval}", y(point.y), x(point.x))
     }
 
-    /// The mark of a series: circle, square, triangle, diamond, triangle on its tip, cross.
+    /// The mark of a series: circle, square, triangle, diamond, triangle on its tip, upright cross, diagonal cross.
     fn mark(&mut self, index: usize, x: f64, y: f64, tip: Option<&str>) {
         let shape = match index % COLOURS {
             0 => "m-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z",
@@ -432,7 +434,10 @@ impl<'a> Drawing<'a> {
             2 => "m0 -5.5l5 9h-10z",
             3 => "m0 -5.5l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
             4 => "m0 5.5l5 -9h-10z",
-            _ => "m-1.8 -5h3.6v3.2h3.2v3.6h-3.2v3.2h-3.6v-3.2h-3.2v-3.6h3.2z",
+            5 => "m-1.8 -5h3.6v3.2h3.2v3.6h-3.2v3.2h-3.6v-3.2h-3.2v-3.6h3.2z",
+            _ => {
+                "m-4.9 -2.5l2.4 -2.4l2.5 2.5l2.5 -2.5l2.4 2.4l-2.5 2.5l2.5 2.5l-2.4 2.4l-2.5 -2.5l-2.5 2.5l-2.4 -2.4l2.5 -2.5z"
+            }
         };
         let tip = tip.map(|tip| format!("<title>{}</title>", escape(tip))).unwrap_or_default();
         self.put(format_args!("<path class=\"mark\" d=\"M{x:.1} {y:.1}{shape}\">{tip}</path>\n"));
