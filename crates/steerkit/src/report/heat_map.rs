@@ -17,8 +17,8 @@ pub struct HeatMap {
     pub cells: Vec<Vec<Option<f64>>>,
 }
 
-/// Width of a cell in pixels.
-const WIDTH: usize = 84;
+/// Width of a cell in pixels, at least, and with a long name above it at most.
+const WIDTH: [usize; 2] = [84, 160];
 /// Height of a cell.
 const HEIGHT: usize = 28;
 /// Pixels per character of a label, generously.
@@ -28,7 +28,9 @@ impl HeatMap {
     /// The map as an SVG file of its own.
     pub fn svg(&self) -> String {
         let label = self.rows.iter().map(|r| r.chars().count()).max().unwrap_or(0) * CHARACTER + 16;
-        let (width, height) = (label + self.columns.len() * WIDTH + 8, 64 + self.rows.len() * HEIGHT);
+        let longest = self.columns.iter().map(|c| c.chars().count()).max().unwrap_or(0);
+        let cell_width = (longest * CHARACTER).clamp(WIDTH[0], WIDTH[1]);
+        let (width, height) = (label + self.columns.len() * cell_width + 8, 64 + self.rows.len() * HEIGHT);
         let most = self.cells.iter().flatten().flatten().map(|x| x.abs()).fold(0.0, f64::max);
         let mut out = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} \
@@ -41,10 +43,10 @@ impl HeatMap {
             writeln!(out, "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{what}</text>")
                 .expect("writing to a string");
         };
-        let left = |column: usize| label + column * WIDTH;
+        let left = |column: usize| label + column * cell_width;
         for (c, name) in self.columns.iter().enumerate() {
-            let short: String = name.chars().take(WIDTH / CHARACTER + 1).collect();
-            text(left(c) + WIDTH / 2, 46, "middle", &short);
+            let short: String = name.chars().take(cell_width / CHARACTER + 1).collect();
+            text(left(c) + cell_width / 2, 46, "middle", &short);
         }
         for (r, name) in self.rows.iter().enumerate() {
             text(label - 8, 56 + r * HEIGHT + 18, "end", name);
@@ -59,10 +61,10 @@ impl HeatMap {
                     out,
                     "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{}\"/>\n<text x=\"{}\" y=\"{}\" \
                      text-anchor=\"middle\" fill=\"{ink}\">{value:.2}</text>",
-                    WIDTH - 2,
+                    cell_width - 2,
                     HEIGHT - 2,
                     colour(share),
-                    x + WIDTH / 2,
+                    x + cell_width / 2,
                     y + 18
                 )
                 .expect("writing to a string");

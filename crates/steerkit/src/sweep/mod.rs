@@ -7,6 +7,7 @@
 //! bytes of one process; ranks ([`crate::ranks`]) share the jobs within one folder. What is chosen is chosen on validation pairs; while choosing, the test file is not opened.
 
 mod job;
+mod map;
 mod page;
 mod rows;
 mod spec;

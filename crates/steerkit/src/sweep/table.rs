@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::job::{JobFiles, Measured, NO_UNIT, Strength};
 use super::rows::{Cell, Rows};
 use super::spec::{By, Choose, Job, Spec, Split};
-use crate::report::HeatMap;
 use crate::text_stats::{Bootstrap, Estimate};
 
 /// The results of a sweep. They depend on the jobs' numbers only: neither on time nor on the order of the jobs' runs.
@@ -358,7 +357,7 @@ fn contrast(of: &Group, over: &Group, bootstrap: Bootstrap) -> Vec<Contrast> {
 }
 
 /// The strength that `by` names, or the first that is there.
-fn compared(points: &[Point], by: By) -> Option<&Point> {
+pub(super) fn compared(points: &[Point], by: By) -> Option<&Point> {
     let name = match by {
         By::Multiplier1 => "multiplier 1",
         By::EqualNorm => "equal norm",
@@ -452,37 +451,6 @@ impl Results {
         let methods: BTreeSet<&str> = adapters.map(|job| job.keys["method"].as_str()).collect();
         rows.notes.extend(methods.into_iter().map(|method| format!("{method}: {NO_UNIT}")));
         rows
-    }
-
-    /// Two-sided margins: one column of keys against all others.
-    pub fn heat_map(&self, spec: &Spec) -> HeatMap {
-        let (split, table) = self.reported();
-        let by = spec.choose.as_ref().map_or(By::default(), |choose| choose.by);
-        let across = ["layer", "behaviour"].into_iter().find(|key| self.columns.iter().any(|c| c == key));
-        let across = across.unwrap_or(&self.columns[0]);
-        let (mut rows, mut columns): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
-        let place = |list: &mut Vec<String>, name: String| {
-            list.iter().position(|other| *other == name).unwrap_or_else(|| {
-                list.push(name);
-                list.len() - 1
-            })
-        };
-        let mut cells: Vec<(usize, usize, f64)> = Vec::new();
-        let mut at = String::new();
-        for group in &table.groups {
-            let Some(point) = compared(&group.points, by) else { continue };
-            let others = self.columns.iter().filter(|key| *key != across).map(|key| group.keys[key].as_str());
-            let row = place(&mut rows, others.collect::<Vec<_>>().join(", "));
-            let column = place(&mut columns, group.keys[across].clone());
-            cells.push((row, column, point.two_sided.value));
-            if at.is_empty() || point.at.starts_with("equal") {
-                at.clone_from(&point.at);
-            }
-        }
-        let mut grid = vec![vec![None; columns.len()]; rows.len()];
-        cells.into_iter().for_each(|(row, column, value)| grid[row][column] = Some(value));
-        let title = format!("two-sided margin in nats at {at}, {} pairs, by {across}", split.name());
-        HeatMap { title, rows, columns, cells: grid }
     }
 }
 
