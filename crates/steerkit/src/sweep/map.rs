@@ -71,11 +71,15 @@ fn part(key: &str, value: &str) -> String {
     }
 }
 
-/// Few columns, in their order, that tell all rows apart: the one that tells most apart first.
+/// Few columns, in their order, that tell all rows apart by values that they have: the one that tells most apart first.
 fn telling(rows: &[&Vec<&str>], columns: usize) -> BTreeSet<usize> {
     let mut chosen = BTreeSet::new();
+    if rows.len() == 1 {
+        return chosen;
+    }
     let kinds = |of: &BTreeSet<usize>| {
-        rows.iter().map(|row| of.iter().map(|&at| row[at]).collect::<Vec<_>>()).collect::<BTreeSet<_>>().len()
+        let values = rows.iter().map(|row| of.iter().map(|&at| row[at]).collect::<Vec<_>>());
+        values.filter(|values| values.iter().any(|value| *value != "-")).collect::<BTreeSet<_>>().len()
     };
     let with = |chosen: &BTreeSet<usize>, at: usize| {
         let mut more = chosen.clone();
